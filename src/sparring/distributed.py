@@ -1,0 +1,125 @@
+"""Thin helpers over accelerate: which device, precision and threads and why; gather with gradient."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparring.types import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger("sparring")
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen, with the reason, so that both can be shown."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def choose_device() -> Choice:
+    """CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return Choice("device", "cuda", f"{torch.cuda.get_device_name()} is visible")
+    if torch.backends.mps.is_available():
+        return Choice("device", "mps", "Apple GPU is visible")
+    return Choice("device", "cpu", "no GPU is visible to torch")
+
+
+def choose_precision(wanted: Precision, device: str) -> Choice:
+    """bf16 where matrix units make it faster (CUDA with bf16, CPUs with AMX); fp32 elsewhere."""
+    if wanted not in ("auto", "fp32", "bf16"):
+        raise InputError("unknown precision", where="precision", expected="auto, fp32 or bf16", got=str(wanted))
+    if wanted != "auto":
+        return Choice("precision", wanted, "asked for")
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice("precision", "bf16", "the GPU multiplies bf16 natively")
+    if device == "cpu" and cpu_multiplies_bf16():
+        return Choice("precision", "bf16", "the CPU has AMX tiles for bf16")
+    return Choice("precision", "fp32", f"no fast bf16 on this {device}")
+
+
+def cpu_multiplies_bf16() -> bool:
+    """True on CPUs with AMX bf16 tiles. AVX512-bf16 alone is not faster than fp32 in training, so it does not count."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # absent before torch 2.10: then fp32
+    return bool(capabilities and capabilities().get("amx_bf16", False))
+
+
+def choose_threads(wanted: int = 0) -> Choice:
+    """Threads for CPU work: as asked, or the cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if wanted:
+        return Choice("threads", str(wanted), "asked for")
+    if "OMP_NUM_THREADS" in os.environ:
+        return Choice("threads", str(torch.get_num_threads()), "OMP_NUM_THREADS is set")
+    return Choice("threads", str(min(usable, torch.get_num_threads())), f"{usable} cores are usable by this process")
+
+
+def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
+    """The one Accelerator of a run.
+
+    Its own mixed precision stays off: the training loop and the encoder open the same autocast themselves, so that a
+    model keeps one forward for both. Gradient accumulation is counted by the training loop, not here.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    return Accelerator(
+        cpu=device == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def processes() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    """All processes' rows, in process order; backward sums every process's gradient for the rows that are ours."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+        ctx.count = rows.shape[0]  # type: ignore[attr-defined]
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        count: int = ctx.count  # type: ignore[attr-defined]
+        return total[dist.get_rank() * count : (dist.get_rank() + 1) * count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes stacked in process order, with gradient to every owner.  (N, ...) -> (processes * N, ...)
+
+    Every process must bring the same shape. One process: the tensor itself.
+    """
+    if processes() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered

@@ -1,0 +1,80 @@
+"""What a run says while it works: JSONL metrics, one progress bar, tables, experiment trackers.
+
+Nothing here prints: bars go to standard error through tqdm, and only when it is a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+logger = logging.getLogger("sparring")
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "") -> Iterator[tqdm]:
+    """One bar with rate and ETA for a long phase; silent when standard error is not a terminal."""
+    named = f" {unit}" if unit else "it"
+    bar = tqdm(total=total, desc=label, unit=named, disable=None, leave=False, dynamic_ncols=True)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def table(rows: Sequence[Sequence[object]], headers: Sequence[str], *, markdown: bool = False) -> str:
+    """Rows as an aligned text table, or as a Markdown one."""
+    style = "github" if markdown else "simple"
+    return str(tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True))
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with the seconds since the start.
+
+    Args:
+        path: the file; records are appended.
+        tracker: also given every record's numbers (accelerate's ``log``), or None.
+    """
+
+    def __init__(self, path: Path | None, tracker: Callable[[Mapping[str, float]], None] | None = None) -> None:
+        self.path, self.tracker, self.start = path, tracker, time.monotonic()
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one record. Numbers that are not finite are written as null, never as bare NaN."""
+        record = {"kind": kind, "seconds": round(time.monotonic() - self.start, 3), **values}
+        self.records.append(record)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+        if self.tracker is not None:
+            numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
+            if numbers:
+                self.tracker(numbers)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

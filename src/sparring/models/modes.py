@@ -1,0 +1,23 @@
+"""Evaluation mode for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Dropout off, no gradients, autocast to ``dtype`` (None: none); every submodule's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device.type
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

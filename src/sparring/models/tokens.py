@@ -1,0 +1,239 @@
+"""Texts tokenised once: flat token ids without special tokens, kept on disk and memory-mapped.
+
+Every encode, mine and training phase reads the same store; special tokens, truncation and padding are added when a
+batch is built (see ``template.py``). A store is found again by its fingerprint, which covers the tokenizer, the texts,
+the prompt, the cap and the file format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sparring.log import progress
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+FORMAT = 1
+CHUNK = 4096  # texts handed to the tokenizer at a time
+
+
+class TextSource(Protocol):
+    """What ``tokenize`` reads: a ``TextTable``, or anything with as much."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def texts(self, rows: np.ndarray, /) -> list[str]: ...
+
+
+class _ListedTexts:
+    """A plain sequence of texts as a ``TextSource``."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        digest = hashlib.sha256()
+        for text in texts:
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        return [self._texts[row] for row in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """Token ids of N texts, without special tokens.
+
+    Attributes:
+        ids: int32, all texts after one another (memory-mapped when the store is on disk).
+        offsets: int64 [N + 1]; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        true_lengths: int32 [N], tokens before the cap. Pair truncation needs them.
+        limit: the cap, in tokens per text.
+        prompt: text that was put before each text.
+        tokenizer: fingerprint of the tokenizer.
+        fingerprint: identifies tokenizer, texts, prompt, cap and file format.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    true_lengths: np.ndarray
+    limit: int
+    prompt: str
+    tokenizer: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        row = range(len(self))[row]
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Stored tokens of each text, int64 [N]: at most ``limit``."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        """Memory-map a store that ``tokenize`` wrote."""
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        settings = {key: manifest[key] for key in ("limit", "prompt", "tokenizer", "fingerprint")}
+        ids = folder / "ids.int32"
+        flat = np.memmap(ids, dtype="<i4", mode="r") if ids.stat().st_size else np.empty(0, np.int32)
+        if len(flat) != manifest["tokens"]:
+            raise InputError(
+                "A token file is damaged.", where=str(ids), expected=f"{manifest['tokens']} tokens",
+                got=f"{len(flat)}", fix=f"delete {folder}; it is made again",
+            )  # fmt: skip
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        true_lengths = np.load(folder / "true_lengths.npy", mmap_mode="r", allow_pickle=False)
+        return cls(ids=flat, offsets=offsets, true_lengths=true_lengths, **settings)
+
+
+def tokenize(
+    table_or_texts: TextSource | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str = "",
+    limit: int,
+    cache: Path | None,
+    name: str,
+) -> TokenStore:
+    """Tokenise every text once, or open the store made earlier from the same texts, tokenizer, prompt and cap.
+
+    Args:
+        table_or_texts: N texts.
+        tokenizer: a fast tokenizer. Its truncation and padding state is set to none.
+        prompt: put before each text, as one string, before tokenising.
+        limit: tokens kept of each text (special tokens not counted).
+        cache: folder of the stores; ``None`` keeps the store in memory.
+        name: what the texts are ("queries", "passages"), for the progress bar and the log.
+
+    Raises:
+        InputError: the tokenizer is not a fast one.
+    """
+    source = _ListedTexts(table_or_texts) if isinstance(table_or_texts, Sequence) else table_or_texts
+    tokenizer_id = tokenizer_fingerprint(tokenizer)
+    settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
+    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
+    settings["fingerprint"] = hashlib.sha256(key.encode()).hexdigest()
+    if cache is None:
+        return _in_memory(source, tokenizer, settings, name)
+    folder = cache / f"tokens-{settings['fingerprint'][:24]}"
+    if (folder / "manifest.json").exists():
+        logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
+    else:
+        _write(folder, source, tokenizer, settings, name)
+    return TokenStore.open(folder)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identifies how texts become ids: everything the tokenizer does, but special tokens, truncation and padding."""
+    state = json.loads(_backend(tokenizer).to_str())
+    for unrelated in ("truncation", "padding", "post_processor", "decoder"):
+        state.pop(unrelated, None)
+    state["split_special_tokens"] = bool(tokenizer.split_special_tokens)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text without special tokens, truncation or padding."""
+    backend = _backend(tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            "This tokenizer cannot be used.", got=type(tokenizer).__name__,
+            expected="a fast tokenizer (one with a tokenizer.json)", fix="save the model again with a fast tokenizer",
+        )  # fmt: skip
+    return tokenizer.backend_tokenizer
+
+
+def _chunks(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each chunk of texts: ids int32 (flat), stored lengths int64, true lengths int64."""
+    prompt, limit = settings["prompt"], settings["limit"]
+    with progress(f"tokenising {name}", total=len(source)) as bar:
+        for start in range(0, len(source), CHUNK):
+            texts = source.texts(np.arange(start, min(start + CHUNK, len(source))))
+            rows = encode_plain(tokenizer, [prompt + text for text in texts] if prompt else texts)
+            true = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+            stored = np.minimum(true, limit)
+            flat = np.empty(int(stored.sum()), np.int32)
+            ends = np.cumsum(stored)
+            for row, end, length in zip(rows, ends, stored, strict=True):
+                flat[end - length : end] = row[:length]
+            yield flat, stored, true
+            bar.update(len(rows))
+
+
+def _in_memory(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str
+) -> TokenStore:
+    parts = list(_chunks(source, tokenizer, settings, name))
+    flats, stored, true = zip(*parts, strict=True) if parts else ((), (), ())
+    return TokenStore(
+        ids=np.concatenate([np.empty(0, np.int32), *flats]),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.empty(0, np.int64), *stored]))]),
+        true_lengths=np.concatenate([np.empty(0, np.int64), *true]).astype(np.int32),
+        **settings,
+    )
+
+
+def _write(
+    folder: Path, source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str
+) -> None:
+    """Stream the store into a folder beside the final one, then rename it into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        offsets, true = np.zeros(len(source) + 1, np.int64), np.zeros(len(source), np.int32)
+        row = 0
+        with (aside / "ids.int32").open("wb") as file:
+            for flat, stored_lengths, true_lengths in _chunks(source, tokenizer, settings, name):
+                file.write(flat.astype("<i4", copy=False).tobytes())
+                end = row + len(stored_lengths)
+                offsets[row + 1 : end + 1] = offsets[row] + np.cumsum(stored_lengths)
+                true[row:end] = true_lengths
+                row = end
+        np.save(aside / "offsets.npy", offsets)
+        np.save(aside / "true_lengths.npy", true)
+        manifest = {"format": FORMAT, "rows": len(source), "tokens": int(offsets[-1]), **settings}
+        (aside / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+        _rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename(aside: Path, folder: Path) -> None:
+    try:
+        os.replace(aside, folder)
+    except OSError:  # another process finished the same store first: use that one
+        if not (folder / "manifest.json").exists():
+            raise

@@ -1,0 +1,149 @@
+"""Encode: stored tokens to embeddings, shard by shard, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparring.log import progress as progress_bar
+from sparring.models import Retriever, TokenStore
+from sparring.models.modes import evaluating
+from sparring.models.retriever import Kind
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+
+def encode(
+    retriever: Retriever,
+    store: TokenStore,
+    kind: Kind,
+    *,
+    out: Path | None = None,
+    token_budget: int = 16384,
+    shard: int = 8192,
+    dtype: torch.dtype | None = None,
+    progress: str = "",
+) -> np.ndarray:
+    """Embeddings of all texts of a store, in evaluation mode and without gradients.
+
+    With ``out``, each finished shard is renamed into a folder beside it whose name is a fingerprint of everything the
+    embeddings depend on; a later call takes up those shards, and shards of other weights or texts are never used. The
+    folder goes away when ``out`` is complete; ``out`` with ``.json`` added says what the file holds.
+
+    Args:
+        retriever: its training mode is as before afterwards, also after an error.
+        store: N texts of this kind, tokenised by this retriever.
+        kind: "query" or "passage".
+        out: a ``.npy`` file, float32 [N, d]; ``None`` keeps the embeddings in memory.
+        token_budget: tokens of one forward, padding included.
+        shard: rows of one shard; rows are sorted by length within a shard.
+        dtype: autocast precision of the forward; ``None`` is none. Embeddings are float32 either way.
+        progress: label of the progress bar.
+
+    Returns:
+        float32 [N, d]; memory-mapped when ``out`` is given.
+
+    Raises:
+        InputError: ``out`` already holds other embeddings.
+    """
+    starts = range(0, len(store), shard)
+    with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
+        if out is None:
+            shards = [_shard(retriever, store, kind, start, shard, token_budget, bar) for start in starts]
+            return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
+        manifest = _manifest(retriever, store, kind, dtype, shard)
+        if _is_complete(out, manifest):
+            logger.info("%s: embeddings of an earlier run are reused", out)
+        else:
+            parts = out.with_name(f".{out.name}.{manifest['fingerprint'][:16]}.parts")
+            parts.mkdir(parents=True, exist_ok=True)
+            for start in starts:
+                path = parts / f"{start:012d}.npy"
+                if path.exists():
+                    bar.update(min(shard, len(store) - start))
+                else:
+                    _save(path, _shard(retriever, store, kind, start, shard, token_budget, bar))
+            _assemble(out, manifest, [parts / f"{start:012d}.npy" for start in starts])
+            shutil.rmtree(parts)
+    return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _shard(
+    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, token_budget: int, bar: Any
+) -> np.ndarray:
+    """Embeddings of the rows ``start .. start + size``, float32 [rows, d], in row order."""
+    rows = np.arange(start, min(start + size, len(store)))
+    batches = retriever.batches(store, rows, kind, token_budget=token_budget)
+    vectors = []
+    for inputs in batches.inputs:
+        vectors.append(retriever.embed(inputs, kind))
+        bar.update(len(vectors[-1]))
+    joined: np.ndarray = torch.cat(vectors).cpu().numpy()
+    return joined[batches.restore.numpy()]
+
+
+def _manifest(
+    retriever: Retriever, store: TokenStore, kind: Kind, dtype: torch.dtype | None, shard: int
+) -> dict[str, Any]:
+    manifest = {
+        "weights": retriever.fingerprint(), "tokens": store.fingerprint, "kind": kind, "dtype": str(dtype or "float32"),
+        "rows": len(store), "dim": retriever.dim, "shard": shard,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return {**manifest, "fingerprint": digest}
+
+
+def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
+    """Whether ``out`` holds exactly these embeddings; other contents are never overwritten."""
+    if not out.exists():
+        return False
+    note = _note(out)
+    found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    ignored = {"fingerprint", "shard"}
+    if {k: v for k, v in found.items() if k not in ignored} != {k: v for k, v in manifest.items() if k not in ignored}:
+        differs = ", ".join(k for k in manifest if k not in ignored and found.get(k) != manifest[k])
+        raise InputError(
+            "The output already exists.", where=str(out), expected="no file, or embeddings of the same model and texts",
+            got=f"another {differs}" if found else "a file of unknown origin", fix="choose another output",
+        )  # fmt: skip
+    return True
+
+
+def _note(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.save(file, vectors)
+    os.replace(aside, path)
+
+
+def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
+    """Join the shards into one file, which appears complete or not at all (its note goes first)."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shape = (manifest["rows"], manifest["dim"])
+    if shards:
+        joined = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+        row = 0
+        for path in shards:
+            vectors = np.load(path, allow_pickle=False)
+            joined[row : row + len(vectors)] = vectors
+            row += len(vectors)
+        joined.flush()
+        del joined
+    else:
+        with aside.open("wb") as file:
+            np.save(file, np.empty(shape, np.float32))
+    _note(out).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    os.replace(aside, out)

@@ -1,0 +1,455 @@
+"""The only training loop. Methods differ in the step function and in who trains; everything else is here.
+
+One optimiser and one schedule per model, counted in that model's own updates; both live in a `Trainee` and outlast
+the phase, so that a later round goes on where the last one stopped (AR2 section 5; trap 8 of the method notes).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sparring.distributed import gather_rows, processes, rank
+from sparring.log import Metrics, progress
+from sparring.losses import known_positive_mask
+from sparring.models import Batches, Ranker, Retriever, TokenStore
+from sparring.models.modes import evaluating
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+Name = Literal["retriever", "ranker"]
+
+
+@dataclass
+class Trainee:
+    """A model with what its training must remember between phases.
+
+    ``updates`` counts this model's own optimiser steps, in all phases together; ``clip`` is a gradient norm.
+    """
+
+    model: Retriever | Ranker
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    clip: float
+    updates: int = 0
+
+
+def make_trainee(
+    model: Retriever | Ranker,
+    accelerator: Accelerator,
+    *,
+    lr: float,
+    updates: int,
+    schedule: Literal["linear", "constant"] = "linear",
+    warmup: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 2.0,
+) -> Trainee:
+    """AdamW (no decay on biases and norms) with a schedule over ``updates`` of this model's own steps.
+
+    Args:
+        updates: optimiser steps of this model over the whole run, all rounds together.
+        warmup: share of ``updates`` in which the rate rises linearly from 0.
+    """
+    from transformers import get_scheduler
+
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    model.to(accelerator.device)
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    kind = "linear" if schedule == "linear" else "constant_with_warmup"
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(warmup * updates), num_training_steps=updates)
+    return Trainee(model, accelerator.prepare_model(model), optimizer, scheduler, clip)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The cached tokens of both models, and the padded tokens that one forward call may hold."""
+
+    retriever_queries: TokenStore
+    retriever_passages: TokenStore
+    ranker_queries: TokenStore
+    ranker_passages: TokenStore
+    token_budget: int = 8192
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """b lists of 1 + n passages, column 0 labelled. ``total`` is the number of queries of the whole batch (B): over
+    all micro-batches and processes."""
+
+    queries: np.ndarray
+    passages: np.ndarray
+    total: int
+
+
+class StepOutput(Protocol):
+    """What a loss of `sparring.losses` returns."""
+
+    @property
+    def total(self) -> Tensor: ...
+    @property
+    def parts(self) -> dict[str, Tensor]: ...
+
+
+class StepFunction(Protocol):
+    """Scores a batch through the scorer and returns loss terms, with optional diagnostics (means over its queries)."""
+
+    def __call__(self, batch: ListBatch, score: Scorer) -> tuple[StepOutput, dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A method's step: which models it trains, and how a batch becomes a loss.
+
+    ``joins_queries``: the loss of one query reads other queries' passages (in-batch negatives), so the batch cannot be
+    split into independent micro-batches.
+    """
+
+    name: str
+    trains: tuple[Name, ...]
+    function: StepFunction
+    joins_queries: bool = False
+
+
+@dataclass
+class Forwards:
+    """Query-passage forwards by model and purpose. One query with one passage is one forward, also where the retriever
+    encodes the query once for its whole list. Counted over all processes."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, model: Name, purpose: Literal["trained", "teacher"], pairs: int) -> None:
+        """Count ``pairs`` forwards."""
+        self.counts[f"{model}_{purpose}"] += pairs
+
+    def to_dict(self) -> dict[str, int]:
+        """All four counters, zero where a model never ran."""
+        names = ("retriever_trained", "ranker_trained", "retriever_teacher", "ranker_teacher")
+        return {name: self.counts[name] for name in names}
+
+
+Call = Callable[[nn.Module, Batches], Tensor]
+
+
+@dataclass
+class _Replay:
+    """One cached forward: its inputs in chunks, the random state before each, and the leaf that collected gradient."""
+
+    trainee: Trainee
+    call: Call
+    chunks: list[Batches]
+    states: list[tuple[Tensor, Tensor | None]]
+    leaf: Tensor
+    restore: Tensor
+
+
+class Scorer:
+    """Scores lists with both models: with gradient for those in training, without gradient and with dropout off for
+    the resting one.
+
+    With ``gradient_cache`` the forward runs chunk by chunk without a graph, the loss is differentiated down to the
+    outputs, and each chunk is then run again with its own random state to carry that gradient to the weights: the same
+    gradient for one more forward, with the activations of one chunk in memory (Gao et al. 2021).
+    """
+
+    def __init__(
+        self,
+        team: Mapping[Name, Trainee],
+        feed: Feed,
+        trains: Sequence[Name],
+        *,
+        precision: str = "fp32",
+        gradient_cache: bool = False,
+        groups: np.ndarray | None = None,
+        known: Callable[[np.ndarray], np.ndarray] | None = None,
+        forwards: Forwards | None = None,
+    ) -> None:
+        self.team, self.feed, self.trains = team, feed, tuple(trains)
+        self.precision, self.gradient_cache = precision, gradient_cache
+        self.groups, self.known = groups, known
+        self.forwards = forwards if forwards is not None else Forwards()
+        self.pending: list[_Replay] = []
+
+    def retriever(self, batch: ListBatch) -> Tensor:
+        """Retriever scores of every list.  -> (b, 1+n) float32"""
+        queries, passages = self._embed(batch)
+        self._count("retriever", batch)
+        return self._retriever().score(queries, passages)
+
+    def ranker(self, batch: ListBatch, *, as_teacher: bool = False) -> Tensor:
+        """Ranker logits of every list.  -> (b, 1+n) float32
+
+        Args:
+            as_teacher: score without gradient and with dropout off even while the ranker is in training; a forward
+                of its own, counted as a teacher's.
+        """
+        b, n = batch.passages.shape
+        pairs = self._ranker().batches(
+            self.feed.ranker_queries,
+            np.repeat(batch.queries, n),
+            self.feed.ranker_passages,
+            batch.passages.reshape(-1),
+            token_budget=self.feed.token_budget,
+        )
+        self._count("ranker", batch, as_teacher)
+        return self._run("ranker", lambda model, inputs: model(inputs), pairs, as_teacher).view(b, n)
+
+    def in_batch(self, batch: ListBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Every query against the passages of all queries and processes.
+
+        Returns: scores (b, P), the labelled column of each query (b,), and the mask (b, P) of columns that must not
+        count as negatives: the query's other known positives and repeated texts.
+        """
+        if self.groups is None or self.known is None:
+            raise AssertionError("in-batch scoring needs the corpus groups and the known positives")
+        n = batch.passages.shape[1]
+        queries, passages = self._embed(batch)
+        everyone = gather_rows(passages.reshape(-1, passages.shape[-1]))
+        scores = self._retriever().scale * queries @ everyone.T
+        device = scores.device
+        columns = gather_rows(torch.from_numpy(self.groups[batch.passages.reshape(-1)].copy()).to(device))
+        positive = torch.arange(len(queries), device=device) * n + rank() * len(queries) * n
+        known = torch.from_numpy(self.known(batch.queries)).to(device)
+        self._count("retriever", batch)
+        return scores, positive, known_positive_mask(columns, known, positive)
+
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate, replaying what was cached. DDP averages over processes, so a sum is scaled up first."""
+        (loss * processes()).backward()
+        for replay in self.pending:
+            self._replay(replay)
+        self.pending.clear()
+
+    def _embed(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
+        """Each query once, each distinct passage of the batch once.  -> (b, d), (b, 1+n, d)"""
+        model = self._retriever()
+        budget = self.feed.token_budget
+        distinct, position = np.unique(batch.passages.reshape(-1), return_inverse=True)
+        query_inputs = model.batches(self.feed.retriever_queries, batch.queries, "query", token_budget=budget)
+        passage_inputs = model.batches(self.feed.retriever_passages, distinct, "passage", token_budget=budget)
+        queries = self._run("retriever", lambda module, inputs: module(inputs, "query"), query_inputs)
+        passages = self._run("retriever", lambda module, inputs: module(inputs, "passage"), passage_inputs)
+        return queries, passages[torch.from_numpy(position).to(passages.device)].view(*batch.passages.shape, -1)
+
+    def _retriever(self) -> Retriever:
+        model = self.team["retriever"].model
+        assert isinstance(model, Retriever)
+        return model
+
+    def _ranker(self) -> Ranker:
+        model = self.team["ranker"].model
+        assert isinstance(model, Ranker)
+        return model
+
+    def _count(self, name: Name, batch: ListBatch, as_teacher: bool = False) -> None:
+        trained = name in self.trains and not as_teacher
+        self.forwards.add(name, "trained" if trained else "teacher", batch.passages.size * processes())
+
+    def _run(self, name: Name, call: Call, batches: Batches, as_teacher: bool = False) -> Tensor:
+        trainee = self.team[name]
+        if name not in self.trains or as_teacher:
+            with evaluating(trainee.model, self._dtype()):
+                return call(trainee.model, batches)
+        if not self.gradient_cache:
+            with self._autocast(trainee):
+                return call(trainee.wrapped, batches)
+        return self._cached(trainee, call, batches)
+
+    def _cached(self, trainee: Trainee, call: Call, batches: Batches) -> Tensor:
+        chunks = [_one_chunk(inputs) for inputs in batches.inputs]
+        states, outputs = [], []
+        for chunk in chunks:
+            states.append(_random_state(trainee))
+            with torch.no_grad(), self._autocast(trainee):
+                outputs.append(call(trainee.model, chunk))
+        stacked = torch.cat(outputs)
+        leaf = stacked[batches.restore.to(stacked.device)].detach().requires_grad_()
+        self.pending.append(_Replay(trainee, call, chunks, states, leaf, batches.restore))
+        return leaf
+
+    def _replay(self, replay: _Replay) -> None:
+        if replay.leaf.grad is None:
+            raise AssertionError("a cached output took no part in the loss")
+        gradient = torch.empty_like(replay.leaf.grad)
+        gradient[replay.restore.to(gradient.device)] = replay.leaf.grad
+        start = 0
+        for chunk, state in zip(replay.chunks, replay.states, strict=True):
+            with _random_state_of(replay.trainee, state):
+                with self._autocast(replay.trainee):
+                    output = replay.call(replay.trainee.model, chunk)
+                output.backward(gradient[start : start + len(output)])
+            start += len(output)
+
+    def _dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+    def _autocast(self, trainee: Trainee) -> AbstractContextManager[object]:
+        device = next(trainee.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+
+
+def _one_chunk(inputs: dict[str, Tensor]) -> Batches:
+    rows, length = inputs["input_ids"].shape
+    return Batches([inputs], torch.arange(rows), tokens=int(inputs["attention_mask"].sum()), padded=rows * length)
+
+
+def _random_state(trainee: Trainee) -> tuple[Tensor, Tensor | None]:
+    device = next(trainee.model.parameters()).device
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _random_state_of(trainee: Trainee, state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    device = next(trainee.model.parameters()).device
+    cpu, gpu = state
+    with torch.random.fork_rng(devices=[device] if gpu is not None else []):
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu, device)
+        yield
+
+
+def fit(
+    team: Mapping[Name, Trainee],
+    scorer: Scorer,
+    step: Step,
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+    *,
+    steps: int,
+    batch: int,
+    accumulate: int = 1,
+    label: str = "",
+    metrics: Metrics | None = None,
+    names: Callable[[np.ndarray], list[str]] = lambda rows: [str(row) for row in rows],
+) -> dict[str, float]:
+    """Run ``steps`` updates of the models that ``step`` trains; leave the others bit-identical.
+
+    Args:
+        draw: (step number, B) -> query rows (B,), passage rows (B, 1+n); must not depend on the process.
+        batch: B, queries (lists) per update, over all processes and micro-batches.
+        accumulate: micro-batches that one update is split into; the gradient is that of the whole batch.
+        names: query rows -> ids, for error messages.
+
+    Returns: means over the steps of every loss term and diagnostic.
+    Raises: InputError when the loss is not finite (naming the queries), or when B cannot be split as asked.
+    """
+    _check_split(step, batch, accumulate, scorer.gradient_cache)
+    for name, trainee in team.items():
+        trainee.model.train(name in step.trains)
+        trainee.optimizer.zero_grad(set_to_none=True)
+    sums: Counter[str] = Counter()
+    with progress(label or step.name, steps, "steps") as bar:
+        for number in range(steps):
+            queries, passages = draw(number, batch)
+            logged = _update(team, scorer, step, _micro_batches(queries, passages, accumulate), names)
+            for key, value in logged.items():
+                sums[key] += value
+            if metrics is not None:
+                metrics.write("step", phase=label, step=number, **logged)
+            bar.update(1)
+    for trainee in team.values():
+        trainee.model.eval()
+    return {key: value / max(steps, 1) for key, value in sums.items()}
+
+
+def _check_split(step: Step, batch: int, accumulate: int, gradient_cache: bool) -> None:
+    if batch % (accumulate * processes()):
+        raise InputError(
+            "the batch cannot be split evenly",
+            where="batch, accumulate",
+            expected="queries per update divisible by accumulate x processes",
+            got=f"batch={batch}, accumulate={accumulate}, processes={processes()}",
+            fix="choose another batch or accumulate",
+        )
+    if step.joins_queries and accumulate > 1:
+        raise InputError(
+            "in-batch negatives cannot be accumulated: a micro-batch would see fewer negatives",
+            where="accumulate",
+            expected="accumulate=1",
+            got=f"accumulate={accumulate}" + (", gradient_cache on" if gradient_cache else ""),
+            fix="set gradient_cache=true, which gives the whole batch's gradient in the memory of a chunk",
+        )
+
+
+def _micro_batches(queries: np.ndarray, passages: np.ndarray, accumulate: int) -> list[ListBatch]:
+    """This process's share of the batch, in ``accumulate`` pieces."""
+    own = np.array_split(np.arange(len(queries)), processes())[rank()]
+    return [ListBatch(queries[part], passages[part], len(queries)) for part in np.array_split(own, accumulate)]
+
+
+def _update(
+    team: Mapping[Name, Trainee],
+    scorer: Scorer,
+    step: Step,
+    micro_batches: Sequence[ListBatch],
+    names: Callable[[np.ndarray], list[str]],
+) -> dict[str, float]:
+    logged: Counter[str] = Counter()
+    for number, batch in enumerate(micro_batches):
+        with ExitStack() as stack:
+            if scorer.gradient_cache or number < len(micro_batches) - 1:
+                for name in step.trains:
+                    stack.enter_context(_no_sync(team[name].wrapped))
+            output, diagnostics = step.function(batch, scorer)
+            if not bool(torch.isfinite(output.total)):
+                raise _not_finite(step, output, names(batch.queries))
+            scorer.backward(output.total)
+        for key, value in output.parts.items():
+            logged[key] += float(value) * processes()
+        for key, value in diagnostics.items():
+            logged[key] += float(value) * len(batch.queries) * processes() / batch.total
+    for name in step.trains:
+        if scorer.gradient_cache:
+            _average_gradients(team[name].model)
+        _advance(team[name])
+    return dict(logged)
+
+
+def _advance(trainee: Trainee) -> None:
+    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip)
+    trainee.optimizer.step()
+    trainee.scheduler.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.updates += 1
+
+
+def _average_gradients(model: nn.Module) -> None:
+    """After cached backwards, which run outside DDP: the mean over processes."""
+    if processes() == 1:
+        return
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= processes()
+
+
+def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
+    """DDP's ``no_sync``; nothing for a bare module."""
+    quiet = getattr(wrapped, "no_sync", None)
+    return quiet() if quiet is not None else ExitStack()
+
+
+def _not_finite(step: Step, output: StepOutput, queries: list[str]) -> InputError:
+    terms = ", ".join(f"{name}={float(value):g}" for name, value in output.parts.items())
+    return InputError(
+        "the loss is not finite",
+        where=f"step {step.name!r}, queries {', '.join(queries)}",
+        expected="a finite number",
+        got=f"{float(output.total)} ({terms})",
+        fix="lower the learning rate, use precision=fp32, or look at these queries' texts with `sparring check`",
+    )

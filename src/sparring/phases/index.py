@@ -1,0 +1,266 @@
+"""Search by inner product over passage embeddings. The only home of faiss.
+
+Exact by default: after every refresh, building and searching an approximate index often takes longer than the exact
+search. Rows are passage rows of the corpus; equal scores are ordered by row number, so that a list never depends on
+threads or block sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from sparring.log import progress as progress_bar
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+Kind = Literal["exact", "hnsw", "ivf"]
+
+_TIE_SLACK, _TIE_LIMIT = 16, 4096  # rows fetched beyond k to order equal scores by row; doubled up to the limit
+_QUERY_BLOCK, _ADD_BLOCK = 4096, 65536
+_CORE = "OPENBLAS_CORETYPE"
+_PROBE = """
+import json, faiss, numpy, threadpoolctl
+x = numpy.random.default_rng(0).standard_normal((64, 64), dtype="float32")
+index = faiss.IndexFlatIP(64); index.add(x); found = index.search(x, 4)[0]
+assert numpy.allclose(found, -numpy.sort(-(x @ x.T), axis=1)[:, :4], rtol=1e-4, atol=1e-4)
+print(json.dumps([i.get("architecture", "") for i in threadpoolctl.threadpool_info()
+                  if i["internal_api"] == "openblas" and "faiss" in i["filepath"]]))
+"""
+
+
+class Index:
+    """Passages searchable by inner product; made by :func:`build_index` or :meth:`load`."""
+
+    def __init__(self, handle: Any, kind: Kind) -> None:
+        self._handle, self.kind = handle, kind
+
+    def __len__(self) -> int:
+        return int(self._handle.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Embedding dimension d."""
+        return int(self._handle.d)
+
+    def search(self, queries: np.ndarray, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]:
+        """The k passages of highest inner product for every query, best first.
+
+        Args:
+            queries: [Q, d], any float type.
+            k: list length; clipped to the number of passages.
+            progress: label of the progress bar.
+
+        Returns:
+            (scores float32 [Q, k], rows int64 [Q, k]). Equal scores are ordered by row. An approximate index that
+            finds fewer than k fills the end with row -1 and score -inf.
+
+        Raises:
+            InputError: k < 1, another dimension than the index, or scores that are not numbers.
+        """
+        self._check(queries, k)
+        k = min(k, len(self))
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.empty((len(queries), k), dtype=np.int64)
+        with progress_bar(progress, total=len(queries), unit="queries") as bar:
+            for start in range(0, len(queries), _QUERY_BLOCK):
+                block = np.ascontiguousarray(queries[start : start + _QUERY_BLOCK], dtype=np.float32)
+                part = slice(start, start + len(block))
+                scores[part], rows[part] = self._search_block(block, k)
+                bar.update(len(block))
+        return scores, rows
+
+    def _check(self, queries: np.ndarray, k: int) -> None:
+        if k < 1:
+            raise InputError("a search needs at least one result", where="k", expected="1 or more", got=str(k))
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(
+                "queries and index have different dimensions",
+                where="query embeddings",
+                expected=f"[Q, {self.dim}]",
+                got=str(list(queries.shape)),
+                fix="encode the queries with the model that encoded the passages",
+            )
+        if not np.isfinite(queries).all():
+            raise InputError("query embeddings contain NaN or infinity", where="query embeddings")
+
+    def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        fetch = min(len(self), k + _TIE_SLACK)
+        scores, rows = self._fetch(queries, fetch)
+        result = scores[:, :k].copy(), rows[:, :k].copy()
+        open_ = np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0))
+        while len(open_) and fetch < min(len(self), k + _TIE_LIMIT):  # more equal scores at rank k than were fetched
+            fetch = min(len(self), k + _TIE_LIMIT, 4 * fetch)
+            scores, rows = self._fetch(queries[open_], fetch)
+            result[0][open_], result[1][open_] = scores[:, :k], rows[:, :k]
+            open_ = open_[(scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0)]
+        return result
+
+    def _fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.kind == "hnsw":
+            self._handle.hnsw.efSearch = max(128, 2 * k)
+        scores, rows = self._handle.search(queries, k)
+        scores[rows < 0] = -np.inf
+        order = np.lexsort((np.where(rows < 0, len(self), rows), -scores), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of the given passage rows, float32 [len(rows), d], as they were added."""
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise InputError("a passage row is not in the index", expected=f"0 to {len(self) - 1}", got=str(rows.max()))
+        if not len(rows):
+            return np.empty((0, self.dim), dtype=np.float32)
+        return cast(np.ndarray, self._handle.reconstruct_batch(rows))
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to one file, renamed into place when complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            _faiss().write_index(self._handle, str(partial))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Index:
+        """Read a file written by :meth:`save`; InputError when it is missing or is no index."""
+        fix = "build it with `sparring index`"
+        if not Path(path).is_file():
+            raise InputError("index file not found", where=str(path), fix=fix)
+        faiss = _faiss()
+        try:
+            handle = faiss.read_index(str(path))
+        except RuntimeError as error:
+            got = str(error).splitlines()[0]
+            raise InputError("not a readable index", where=str(path), got=got, fix=fix) from None
+        if isinstance(handle, faiss.IndexHNSW):
+            return cls(handle, "hnsw")
+        return cls(handle, "ivf" if isinstance(handle, faiss.IndexIVF) else "exact")
+
+
+def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0) -> Index:
+    """Index passage embeddings [N, d] (an array or a memory map; row i is passage row i) for inner product.
+
+    Args:
+        kind: "exact" (brute force), "hnsw" (graph with 32 links; fast queries, slow build) or "ivf" (clusters,
+            4 sqrt(N) of them, of which ``nprobe`` are searched). The approximate kinds keep full float32 vectors.
+        seed: draws the passages on which the "ivf" clusters are trained.
+
+    Raises:
+        InputError: no passages, an unknown kind, or embeddings with NaN or infinity.
+    """
+    if embeddings.ndim != 2 or not embeddings.size:
+        raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
+    if kind not in ("exact", "hnsw", "ivf"):
+        raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
+    handle = _empty(embeddings, kind, nprobe, seed)
+    for start in range(0, len(embeddings), _ADD_BLOCK):
+        block = np.ascontiguousarray(embeddings[start : start + _ADD_BLOCK], dtype=np.float32)
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            where = f"passage row {start + bad[0]}"
+            raise InputError("an embedding contains NaN or infinity", where=where, fix="encode it again in fp32")
+        handle.add(block)
+    if kind == "ivf":
+        handle.make_direct_map()
+    return Index(handle, kind)
+
+
+def _empty(embeddings: np.ndarray, kind: Kind, nprobe: int, seed: int) -> Any:
+    """An index of the right kind without passages; "ivf" is trained."""
+    faiss, (count, dim) = _faiss(), embeddings.shape
+    if kind == "exact":
+        return faiss.IndexFlatIP(dim)
+    if kind == "hnsw":
+        handle = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+        handle.hnsw.efConstruction = 80
+        return handle
+    clusters = max(1, min(int(4 * np.sqrt(count)), count // 39))
+    handle = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, clusters, faiss.METRIC_INNER_PRODUCT)
+    handle.nprobe = min(nprobe, clusters)
+    sample = np.sort(np.random.default_rng(seed).choice(count, min(count, 256 * clusters), replace=False))
+    handle.train(np.ascontiguousarray(embeddings[sample], dtype=np.float32))
+    return handle
+
+
+@functools.cache
+def _faiss() -> Any:
+    """faiss, imported late and with the right matrix kernels.
+
+    The OpenBLAS inside some faiss-cpu wheels does not know recent CPUs and falls back to SSE3 kernels ("Prescott"),
+    which makes exact search 4 to 5 times slower. The kernels can be chosen only before the first import and a wrong
+    choice crashes, so a child process tries first. A faiss that someone else imported is left as it is.
+    """
+    if "faiss" in sys.modules:
+        return sys.modules["faiss"]
+    core, reason = _choose_core()
+    logger.info("faiss matrix kernels: %s (%s)", core or "its own choice", reason)
+    if core is None:
+        import faiss
+
+        return faiss
+    os.environ[_CORE] = core  # not set before: see _choose_core. numpy's own OpenBLAS is loaded already
+    try:
+        import faiss
+    finally:
+        del os.environ[_CORE]
+    faiss.cvar.distance_compute_blas_database_bs = 8192
+    faiss.cvar.distance_compute_blas_query_bs = 1024
+    return faiss
+
+
+def _choose_core() -> tuple[str | None, str]:
+    """OpenBLAS kernels to ask for (None: leave them) and the reason. Two child processes, side by side."""
+    if _CORE in os.environ:
+        return None, f"{_CORE} is set by the user"
+    wanted = _best_core(_cpu_flags())
+    if wanted is None or not sys.executable:
+        return None, "no better kernels are known for this CPU"
+    environments = ({**os.environ}, {**os.environ, _CORE: wanted})
+    plain, changed = [
+        subprocess.Popen([sys.executable, "-c", _PROBE], env=e, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for e in environments
+    ]
+    before, after = _answer(plain), _answer(changed)
+    if "prescott" not in before:
+        return None, f"it picks {', '.join(before) or 'no OpenBLAS'} here"
+    if after != [wanted.lower()]:
+        return None, f"it picks Prescott, and a trial of {wanted} failed: exact search will be slow"
+    return wanted, "it would pick Prescott (SSE3) on this CPU; a trial gave equal results"
+
+
+def _answer(process: subprocess.Popen[bytes]) -> list[str]:
+    try:
+        output, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return []
+    return [str(a).lower() for a in json.loads(output)] if process.returncode == 0 else []
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def _best_core(flags: frozenset[str]) -> str | None:
+    """OpenBLAS's name of the best kernels that a CPU with these flags can certainly run."""
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+        return "SkylakeX"
+    return "Haswell" if {"avx2", "fma"} <= flags else None

@@ -1,0 +1,166 @@
+"""Settings that belong to no method: the run's, and what all recipes with rounds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sparring.config import at_least, one_of
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of a run, whatever its recipe."""
+
+    seed: int = 0
+    """Seed of every random choice: heads, draws, dropout, bootstrap."""
+    layers: int = 0
+    """Keep the first N layers of both encoders; 0 keeps all."""
+    retriever_layers: int = 0
+    """Keep the first N layers of the retriever; 0 means `layers`."""
+    ranker_layers: int = 0
+    """Keep the first N layers of the ranker; 0 means `layers`."""
+    retriever_max_length: int = 0
+    """Tokens of a query or passage, special tokens included; 0 is the model's own."""
+    ranker_max_length: int = 0
+    """Tokens of a query-passage pair, special tokens included; 0 is the model's own."""
+    two_towers: bool = False
+    """Train separate encoders for queries and passages, both starting from the given one."""
+    similarity: Literal["auto", "dot", "cosine"] = "auto"
+    """auto reads the model: cosine when its vectors are normalised."""
+    scale: float = 0.0
+    """Factor on the similarity inside the softmax; 0 is automatic: 1 for dot, 20 for normalised vectors."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Pooling of a plain encoder; a SentenceTransformer keeps its own."""
+    trust_remote_code: bool = False
+    """Run code that a model folder brings along."""
+    titles: bool = True
+    """Read a passage as title + text; false ignores titles."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device has fast bf16, else fp32."""
+    threads: int = 0
+    """CPU threads; 0 is automatic."""
+    train_tokens: int = 8192
+    """Padded tokens in one forward call of training."""
+    encode_tokens: int = 16384
+    """Padded tokens in one forward call of encoding and scoring."""
+    gradient_cache: bool = False
+    """Recompute activations chunk by chunk, so that lists of any length fit; costs one more forward."""
+    index: Literal["exact", "hnsw", "ivf"] = "exact"
+    """faiss index for mining and search."""
+    mine_depth: int = 100
+    """Passages per training query from which negatives are drawn."""
+    answer_filter: bool = False
+    """Drop candidates that contain an answer string of the query (data sets with answers)."""
+    search_depth: int = 100
+    """Passages per evaluated query in a retriever's run."""
+    rerank_depth: int = 50
+    """Passages per query that the ranker re-ranks, in the cascade and on the fixed candidates."""
+    fixed_candidates: Literal["warm", "bm25"] = "warm"
+    """Where the fixed candidates of the ranker's row come from; the same for all rounds."""
+    select_by: str = "RR@10"
+    """Measure of the cascade on dev that picks the best pair."""
+    measures: tuple[str, ...] = ("RR@10", "nDCG@10", "R@10", "R@100", "Success@5")
+    """Measures in ir-measures' names."""
+    dev_split: str = "dev"
+    """Split that selects."""
+    test_split: str = "test"
+    """Split that is read once, at the end."""
+    dev_queries: int = 0
+    """Dev queries to evaluate, drawn by the seed 0 for every run; 0 is all."""
+    test_queries: int = 0
+    """Test queries to evaluate, drawn likewise; 0 is all."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers through accelerate, e.g. ["tensorboard"]."""
+
+    def __post_init__(self) -> None:
+        at_least(0, layers=self.layers, threads=self.threads, scale=self.scale, dev_queries=self.dev_queries)
+        at_least(1, mine_depth=self.mine_depth, search_depth=self.search_depth, rerank_depth=self.rerank_depth)
+        at_least(64, train_tokens=self.train_tokens, encode_tokens=self.encode_tokens)
+        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How one model is optimised. ``updates`` counts its own optimiser steps over all rounds."""
+
+    lr: float
+    updates: int
+    schedule: Literal["linear", "constant"] = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 2.0
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """What every recipe with rounds has."""
+
+    rounds: int = 4
+    """Rounds; after each the index is refreshed and dev is evaluated."""
+    batch: int = 16
+    """Queries (candidate lists) per update."""
+    negatives: int = 15
+    """Negatives per list (n); a list has 1 + n passages."""
+    accumulate: int = 1
+    """Micro-batches that a batch is split into; the gradient stays that of the whole batch."""
+    sampling: Literal["uniform", "simans", "top"] = "uniform"
+    """How negatives are drawn from the pool."""
+    simans_a: float = 0.5
+    """SimANS: sharpness around the positive's score."""
+    simans_b: float = 0.0
+    """SimANS: offset from the positive's score."""
+    retriever_lr: float = 1e-5
+    """Peak learning rate of the retriever."""
+    ranker_lr: float = 1e-5
+    """Peak learning rate of the ranker."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """Learning rate after the warm-up share: falling to 0 over all rounds, or constant."""
+    warmup: float = 0.1
+    """Share of a model's own updates in which its rate rises from 0."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    clip: float = 2.0
+    """Largest gradient norm."""
+
+    def __post_init__(self) -> None:
+        at_least(1, rounds=self.rounds, batch=self.batch, negatives=self.negatives, accumulate=self.accumulate)
+        at_least(0, retriever_lr=self.retriever_lr, ranker_lr=self.ranker_lr, warmup=self.warmup, clip=self.clip)
+        one_of("sampling", self.sampling, ("uniform", "simans", "top"))
+        one_of("schedule", self.schedule, ("linear", "constant"))
+
+    def rates(self, lr: float, updates: int) -> Rates:
+        """Optimisation of one model at this rate, over ``updates`` steps of its own."""
+        return Rates(lr, updates, self.schedule, self.warmup, self.weight_decay, self.clip)
+
+    def drawing(self) -> dict[str, Any]:
+        """How lists are drawn and batched."""
+        return {
+            "batch": self.batch,
+            "negatives": self.negatives,
+            "accumulate": self.accumulate,
+            "sampling": self.sampling,
+            "simans": (self.simans_a, self.simans_b),
+        }
+
+
+@dataclass(frozen=True)
+class TurnsConfig(RoundsConfig):
+    """A recipe in which the models take turns."""
+
+    retriever_steps: int = 500
+    """Updates of the retriever per round."""
+    ranker_steps: int = 500
+    """Updates of the ranker per round."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, retriever_steps=self.retriever_steps, ranker_steps=self.ranker_steps)
+
+    def retriever_rates(self) -> Rates:
+        """The retriever's optimisation over all rounds."""
+        return self.rates(self.retriever_lr, self.rounds * self.retriever_steps)
+
+    def ranker_rates(self) -> Rates:
+        """The ranker's optimisation over all rounds."""
+        return self.rates(self.ranker_lr, self.rounds * self.ranker_steps)

@@ -1,0 +1,103 @@
+"""The end of a run for people: before, after each round, with intervals; and plainly whether it helped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparring.log import table
+from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, Table, verdict
+from sparring.phases.stats import paired_test
+
+if TYPE_CHECKING:
+    from sparring.recipes.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was measured. Dev tables are one for the warm start and one a round; test tables are the warm
+    start's and, where it is another pair, the best one's."""
+
+    best: str
+    dev_rows: Sequence[Row]
+    dev_tables: Sequence[tuple[str, Table]]
+    test_rows: Sequence[Row]
+    test_tables: Sequence[tuple[str, Table]]
+    select_by: str
+    measures: Sequence[str]
+
+    @property
+    def best_test(self) -> Table:
+        """The exported pair's rows on test."""
+        return self.test_tables[-1][1]
+
+    def sentences(self) -> list[str]:
+        """What came out, in plain words."""
+        measure = self.select_by
+        lines = []
+        if self.best == "warm start":
+            lines.append("No round beat the warm start's cascade on dev: the exported pair is the warm start.")
+        else:
+            lines += [self._gain(row) for row in (RETRIEVER, CASCADE)]
+        pair = self.best_test
+        lines.append(verdict(pair.row(RETRIEVER), pair.row(CASCADE), measure=measure))
+        return lines
+
+    def _gain(self, name: str) -> str:
+        before, after = self.test_tables[0][1].row(name), self.best_test.row(name)
+        measure = self.select_by
+        test = paired_test(after.values[measure], before.values[measure])
+        word = "better than" if test.difference > 0 else "worse than"
+        if test.p_randomisation >= 0.05:
+            word = "not significantly different from"
+        return (
+            f"After training ({self.best}) the {name} is {word} the warm start's on test ({measure} "
+            f"{before.estimates[measure].mean:.4f} -> {after.estimates[measure].mean:.4f}, "
+            f"p = {test.p_randomisation:.4f}, {test.queries} queries)."
+        )
+
+    def to_dict(self, forwards: Mapping[str, int]) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "best": self.best,
+            "select_by": self.select_by,
+            "forwards": dict(forwards),
+            "dev": [row.as_dict() for row in self.dev_rows] + _named(self.dev_tables),
+            "test": [row.as_dict() for row in self.test_rows] + _named(self.test_tables),
+            "sentences": self.sentences(),
+        }
+
+
+def _named(tables: Sequence[tuple[str, Table]]) -> list[dict[str, Any]]:
+    return [{**row.as_dict(), "name": f"{name}: {row.name}"} for name, found in tables for row in found.rows]
+
+
+def result_table(
+    rows: Sequence[Row], tables: Sequence[tuple[str, Table]], measures: Sequence[str], *, markdown: bool = False
+) -> str:
+    """Baselines, then three rows for each state of the pair."""
+    cells = [[row.name, *(str(row.estimates[m]) for m in measures)] for row in rows]
+    for name, found in tables:
+        cells += [[f"{name}: {cell[0]}", *cell[1:]] for cell in found.cells(measures)]
+    return table(cells, ["system", *measures], markdown=markdown)
+
+
+def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str:
+    """Dev and test tables, the plain sentences, the forwards and where the time went."""
+    head = "## " if markdown else ""
+    counts = x.forwards.to_dict()
+    total = sum(seconds for _, seconds, _ in x.run.phases)
+    slowest = sorted(x.run.phases, key=lambda phase: -phase[1])[:5]
+    lines = [
+        f"{head}Dev ({len(x.dev.rows)} queries), means with 95 % intervals", "",
+        result_table(outcome.dev_rows, outcome.dev_tables, outcome.measures, markdown=markdown), "",
+        f"{head}Test ({len(x.test.rows)} queries), read once, means with 95 % intervals", "",
+        result_table(outcome.test_rows, outcome.test_tables, outcome.measures, markdown=markdown), "",
+        *(f"- {sentence}" for sentence in outcome.sentences()), "",
+        "Query-passage forwards: retriever {retriever_trained} trained; ranker {ranker_trained} trained, "
+        "{ranker_teacher} as teacher (no gradient). Evaluation is not counted.".format(**counts),
+        f"Time {total:.0f} s; longest: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds, _ in slowest)
+        + f"; peak memory {max(memory for _, _, memory in x.run.phases) / 2**30:.1f} GiB",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""The run folder: one new folder a run, never over an earlier one; every phase is timed and recorded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from sparring.log import Metrics, peak_memory_bytes
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PACKAGES = (
+    "sparring", "torch", "transformers", "sentence-transformers", "accelerate", "faiss-cpu", "tokenizers", "numpy",
+    "scipy", "pyarrow", "ir-measures", "bm25s",
+)  # fmt: skip
+
+
+class RunDir:
+    """A run's folder and what is written into it.
+
+    Attributes:
+        path: the folder.
+        metrics: its ``metrics.jsonl``.
+        phases: (name, seconds, peak memory in bytes) of each phase that ended.
+    """
+
+    def __init__(self, path: Path, metrics: Metrics) -> None:
+        self.path, self.metrics = path, metrics
+        self.phases: list[tuple[str, float, int]] = []
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunDir:
+        """Make the folder.
+
+        Raises: InputError when it is used already, or cannot be written.
+        """
+        folder = Path(path)
+        require_unused(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                "the output folder cannot be written", where=str(folder), got=str(error), fix="choose another --out"
+            ) from None
+        return cls(folder, Metrics(folder / "metrics.jsonl"))
+
+    def phase(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``function`` and record how long it took and the process's peak memory."""
+        start = time.monotonic()
+        logger.info("%s ...", name)
+        result = function(*args, **kwargs)
+        seconds, memory = time.monotonic() - start, peak_memory_bytes()
+        self.phases.append((name, seconds, memory))
+        self.metrics.write("phase", name=name, took=round(seconds, 3), peak_memory_mb=memory // 2**20)
+        logger.info("%s: %.1f s", name, seconds)
+        return result
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file aside and rename it into place."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(target.name + ".part")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, target)
+        return target
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
+        """Write a JSON file aside and rename it into place."""
+        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a path where something lies already."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(
+            "the output folder is already used",
+            where=str(folder),
+            expected="a folder that does not exist, or an empty one",
+            got=f"{'a file' if folder.is_file() else 'a folder with files in it'}",
+            fix="choose another --out, or remove this one yourself; nothing was overwritten",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
