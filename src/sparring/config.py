@@ -69,7 +69,7 @@ def build(sections: Sections, *layers: tuple[str, Mapping[str, Any]]) -> dict[st
                 if problem:
                     problems.append(f"{where}: [{section}] {problem}")
                 else:
-                    merged[section][key] = value
+                    merged[section][key] = tuple(value) if isinstance(value, list) else value
     objects: dict[str, Any] = {}
     for section, cls in sections.items():
         try:
@@ -114,8 +114,23 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 def at_least(minimum: float, **values: float) -> None:
     """Refuse numbers below a minimum."""
     for name, value in values.items():
-        if value < minimum:
+        if not value >= minimum:
             raise InputError(f"{name} is too small", where=name, expected=f">= {minimum:g}", got=f"{value:g}")
+
+
+def within(minimum: float, maximum: float, **values: float) -> None:
+    """Refuse numbers outside a closed range."""
+    for name, value in values.items():
+        if not minimum <= value <= maximum:
+            expected = f"from {minimum:g} to {maximum:g}"
+            raise InputError(f"{name} is out of range", where=name, expected=expected, got=f"{value:g}")
+
+
+def above(limit: float, **values: float) -> None:
+    """Refuse numbers at or below a limit."""
+    for name, value in values.items():
+        if not value > limit:
+            raise InputError(f"{name} is too small", where=name, expected=f"above {limit:g}", got=f"{value:g}")
 
 
 def _problem(cls: type, key: str, value: Any) -> str:
@@ -145,6 +160,10 @@ def _fits(value: Any, hint: Any) -> bool:
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(repr(v) for v in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, tuple):
+        return f"a list of {_type_name(typing.get_args(hint)[0])}"
     return getattr(hint, "__name__", str(hint))
 
 

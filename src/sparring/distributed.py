@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +94,21 @@ def processes() -> int:
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process; every process gets the same answer."""
+    return flag if processes() == 1 else sum_over_processes({"flag": float(flag)}, device)["flag"] > 0
+
+
+def sum_over_processes(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each value summed over the processes, which must bring the same names in the same order."""
+    if processes() == 1:
+        return dict(values)
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    sums = torch.tensor(list(values.values()), dtype=kind, device=device)
+    dist.all_reduce(sums)
+    return dict(zip(values, sums.tolist(), strict=True))
 
 
 class _GatherRows(torch.autograd.Function):

@@ -113,6 +113,7 @@ def rocketqav2(
     kl_reduction: Reduction | None = None,
     supervised: Supervised = "listwise",
     queries: int | None = None,
+    teacher: Tensor | None = None,
 ) -> Terms:
     r"""RocketQAv2's joint loss $L = L_{KL} + L_{sup}$ (RocketQAv2 Eq. 6).
 
@@ -126,6 +127,8 @@ def rocketqav2(
         kl_direction, detach_teacher, kl_reduction: with ``custom`` all three, otherwise none; see `kl`.
         supervised: ``listwise`` (Eq. 5), ``pointwise`` (the ablation) or ``none``.
         queries: what means over queries divide by; default B. The sum of ``paper``'s KL has no denominator.
+        teacher: [B, n] scores of the same lists that the KL reads in place of ``ranker``: a second forward with
+            dropout off. Only where the KL's gradient stops at the ranker anyway; the supervised term keeps ``ranker``.
 
     Returns:
         Terms with the parts ``kl`` and, unless it is none, ``supervised``.
@@ -134,7 +137,9 @@ def rocketqav2(
         ValueError: options that contradict the variant, an unknown name, or shapes that do not agree.
     """
     choice = _choose(variant, kl_direction, detach_teacher, kl_reduction)
-    divergence = kl(retriever, ranker, **choice._asdict(), queries=queries)
+    if teacher is not None and not choice.detach_teacher:
+        raise ValueError("the KL's gradient reaches the ranker: expected no teacher scores of their own, got some")
+    divergence = kl(retriever, ranker if teacher is None else teacher, **choice._asdict(), queries=queries)
     match supervised:
         case "listwise":
             labelled = list_softmax(ranker, queries=queries)

@@ -12,6 +12,7 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
 
 from sparring.models.batching import Batches, Rows, pair_batches
+from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.loading import load_cross_encoder, resolve
 from sparring.models.retriever import require_store
@@ -79,7 +80,8 @@ class Ranker(nn.Module):
         """Raw logits in the order of the pairs, float32 [N], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, device=self.device)
-        logits = torch.cat([self.logits(inputs) for inputs in batches.inputs])
+        with training_on_cpu(self, batches.inputs):
+            logits = torch.cat([self.logits(inputs) for inputs in batches.inputs])
         return logits[batches.restore.to(logits.device)]
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:

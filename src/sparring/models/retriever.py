@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparring.models.batching import Batches, Rows, single_batches
+from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.loading import load_sentence_transformer, resolve
 from sparring.models.tokens import TextSource, TokenStore, tokenize
@@ -71,7 +72,8 @@ class Retriever(nn.Module):
         """Embeddings in the order of the rows, float32 [N, d], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, self.dim, device=self.device)
-        vectors = torch.cat([self.embed(inputs, kind) for inputs in batches.inputs])
+        with training_on_cpu(self, batches.inputs):
+            vectors = torch.cat([self.embed(inputs, kind) for inputs in batches.inputs])
         return vectors[batches.restore.to(vectors.device)]
 
     def embed(self, inputs: dict[str, Tensor], kind: Kind) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,10 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sparring.distributed import gather_rows, processes, rank
+from sparring.distributed import any_process, gather_rows, processes, rank, sum_over_processes
 from sparring.log import Metrics, progress
 from sparring.losses import known_positive_mask
 from sparring.models import Batches, Ranker, Retriever, TokenStore
+from sparring.models.gradient_cache import CachedForward, Call
 from sparring.models.modes import evaluating
 from sparring.types import InputError
 
@@ -34,7 +35,8 @@ Name = Literal["retriever", "ranker"]
 class Trainee:
     """A model with what its training must remember between phases.
 
-    ``updates`` counts this model's own optimiser steps, in all phases together; ``clip`` is a gradient norm.
+    ``updates`` counts this model's own optimiser steps, in all phases together; ``clip`` is the largest gradient norm,
+    0 for none.
     """
 
     model: Retriever | Ranker
@@ -68,7 +70,7 @@ def make_trainee(
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     model.to(accelerator.device)
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     kind = "linear" if schedule == "linear" else "constant_with_warmup"
     scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(warmup * updates), num_training_steps=updates)
     return Trainee(model, accelerator.prepare_model(model), optimizer, scheduler, clip)
@@ -141,28 +143,12 @@ class Forwards:
         return {name: self.counts[name] for name in names}
 
 
-Call = Callable[[nn.Module, Batches], Tensor]
-
-
-@dataclass
-class _Replay:
-    """One cached forward: its inputs in chunks, the random state before each, and the leaf that collected gradient."""
-
-    trainee: Trainee
-    call: Call
-    chunks: list[Batches]
-    states: list[tuple[Tensor, Tensor | None]]
-    leaf: Tensor
-    restore: Tensor
-
-
 class Scorer:
     """Scores lists with both models: with gradient for those in training, without gradient and with dropout off for
     the resting one.
 
-    With ``gradient_cache`` the forward runs chunk by chunk without a graph, the loss is differentiated down to the
-    outputs, and each chunk is then run again with its own random state to carry that gradient to the weights: the same
-    gradient for one more forward, with the activations of one chunk in memory (Gao et al. 2021).
+    With ``gradient_cache`` only one chunk's activations are in memory (`sparring.models.gradient_cache`): the same
+    gradient for one more forward.
     """
 
     def __init__(
@@ -181,7 +167,7 @@ class Scorer:
         self.precision, self.gradient_cache = precision, gradient_cache
         self.groups, self.known = groups, known
         self.forwards = forwards if forwards is not None else Forwards()
-        self.pending: list[_Replay] = []
+        self.pending: list[CachedForward] = []
 
     def retriever(self, batch: ListBatch) -> Tensor:
         """Retriever scores of every list.  -> (b, 1+n) float32"""
@@ -229,8 +215,8 @@ class Scorer:
     def backward(self, loss: Tensor) -> None:
         """Differentiate, replaying what was cached. DDP averages over processes, so a sum is scaled up first."""
         (loss * processes()).backward()
-        for replay in self.pending:
-            self._replay(replay)
+        for cached in self.pending:
+            cached.replay()
         self.pending.clear()
 
     def _embed(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
@@ -263,65 +249,19 @@ class Scorer:
         if name not in self.trains or as_teacher:
             with evaluating(trainee.model, self._dtype()):
                 return call(trainee.model, batches)
-        if not self.gradient_cache:
-            with self._autocast(trainee):
-                return call(trainee.wrapped, batches)
-        return self._cached(trainee, call, batches)
-
-    def _cached(self, trainee: Trainee, call: Call, batches: Batches) -> Tensor:
-        chunks = [_one_chunk(inputs) for inputs in batches.inputs]
-        states, outputs = [], []
-        for chunk in chunks:
-            states.append(_random_state(trainee))
-            with torch.no_grad(), self._autocast(trainee):
-                outputs.append(call(trainee.model, chunk))
-        stacked = torch.cat(outputs)
-        leaf = stacked[batches.restore.to(stacked.device)].detach().requires_grad_()
-        self.pending.append(_Replay(trainee, call, chunks, states, leaf, batches.restore))
-        return leaf
-
-    def _replay(self, replay: _Replay) -> None:
-        if replay.leaf.grad is None:
-            raise AssertionError("a cached output took no part in the loss")
-        gradient = torch.empty_like(replay.leaf.grad)
-        gradient[replay.restore.to(gradient.device)] = replay.leaf.grad
-        start = 0
-        for chunk, state in zip(replay.chunks, replay.states, strict=True):
-            with _random_state_of(replay.trainee, state):
-                with self._autocast(replay.trainee):
-                    output = replay.call(replay.trainee.model, chunk)
-                output.backward(gradient[start : start + len(output)])
-            start += len(output)
+        if self.gradient_cache:
+            self.pending.append(CachedForward.run(trainee.model, call, batches, self._dtype()))
+            return self.pending[-1].outputs
+        device = next(trainee.model.parameters()).device.type
+        with torch.autocast(device, self._dtype(), enabled=self._dtype() is not None):
+            return call(trainee.wrapped, batches)
 
     def _dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.precision == "bf16" else None
 
-    def _autocast(self, trainee: Trainee) -> AbstractContextManager[object]:
-        device = next(trainee.model.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
 
-
-
-
-def _one_chunk(inputs: dict[str, Tensor]) -> Batches:
-    rows, length = inputs["input_ids"].shape
-    return Batches([inputs], torch.arange(rows), tokens=int(inputs["attention_mask"].sum()), padded=rows * length)
-
-
-def _random_state(trainee: Trainee) -> tuple[Tensor, Tensor | None]:
-    device = next(trainee.model.parameters()).device
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-@contextmanager
-def _random_state_of(trainee: Trainee, state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
-    device = next(trainee.model.parameters()).device
-    cpu, gpu = state
-    with torch.random.fork_rng(devices=[device] if gpu is not None else []):
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
-        yield
+def _row_numbers(rows: np.ndarray) -> list[str]:
+    return [str(row) for row in rows]
 
 
 def fit(
@@ -335,7 +275,7 @@ def fit(
     accumulate: int = 1,
     label: str = "",
     metrics: Metrics | None = None,
-    names: Callable[[np.ndarray], list[str]] = lambda rows: [str(row) for row in rows],
+    names: Callable[[np.ndarray], list[str]] = _row_numbers,
 ) -> dict[str, float]:
     """Run ``steps`` updates of the models that ``step`` trains; leave the others bit-identical.
 
@@ -352,13 +292,13 @@ def fit(
     for name, trainee in team.items():
         trainee.model.train(name in step.trains)
         trainee.optimizer.zero_grad(set_to_none=True)
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     with progress(label or step.name, steps, "steps") as bar:
         for number in range(steps):
             queries, passages = draw(number, batch)
             logged = _update(team, scorer, step, _micro_batches(queries, passages, accumulate), names)
             for key, value in logged.items():
-                sums[key] += value
+                sums[key] = sums.get(key, 0.0) + value
             if metrics is not None:
                 metrics.write("step", phase=label, step=number, **logged)
             bar.update(1)
@@ -399,29 +339,31 @@ def _update(
     micro_batches: Sequence[ListBatch],
     names: Callable[[np.ndarray], list[str]],
 ) -> dict[str, float]:
-    logged: Counter[str] = Counter()
+    logged: dict[str, float] = {}
     for number, batch in enumerate(micro_batches):
         with ExitStack() as stack:
             if scorer.gradient_cache or number < len(micro_batches) - 1:
                 for name in step.trains:
                     stack.enter_context(_no_sync(team[name].wrapped))
             output, diagnostics = step.function(batch, scorer)
-            if not bool(torch.isfinite(output.total)):
-                raise _not_finite(step, output, names(batch.queries))
+            bad = not bool(torch.isfinite(output.total))
+            if any_process(bad, output.total.device):  # all stop together: none is left waiting for the others
+                raise _not_finite(step, output, names(batch.queries) if bad else ["of another process"])
             scorer.backward(output.total)
-        for key, value in output.parts.items():
-            logged[key] += float(value) * processes()
-        for key, value in diagnostics.items():
-            logged[key] += float(value) * len(batch.queries) * processes() / batch.total
+        share = len(batch.queries) / batch.total
+        shares = {**output.parts, **{key: value * share for key, value in diagnostics.items()}}
+        for key, value in shares.items():
+            logged[key] = logged.get(key, 0.0) + float(value)
     for name in step.trains:
         if scorer.gradient_cache:
             _average_gradients(team[name].model)
         _advance(team[name])
-    return dict(logged)
+    return sum_over_processes(logged, output.total.device)
 
 
 def _advance(trainee: Trainee) -> None:
-    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip)
+    if trainee.clip:
+        torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip)
     trainee.optimizer.step()
     trainee.scheduler.step()
     trainee.optimizer.zero_grad(set_to_none=True)
@@ -450,6 +392,6 @@ def _not_finite(step: Step, output: StepOutput, queries: list[str]) -> InputErro
         "the loss is not finite",
         where=f"step {step.name!r}, queries {', '.join(queries)}",
         expected="a finite number",
-        got=f"{float(output.total)} ({terms})",
+        got=f"{float(output.total.detach())} ({terms})",
         fix="lower the learning rate, use precision=fp32, or look at these queries' texts with `sparring check`",
     )

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sparring.config import one_of
+from sparring.config import above, one_of, within
 from sparring.losses import Terms, diagnostics
 from sparring.losses import ar2 as ar2_loss
 from sparring.phases.fit import ListBatch, Scorer, Step
@@ -32,12 +32,15 @@ class AR2Config(TurnsConfig):
     variant: Literal["mean", "paper", "official"] = "mean"
     """Which of the three adversarial losses (docs/ar2.md)."""
     temperature: float = 1.0
-    """Divides the teacher's logits in the distillation term."""
+    """Above 0. `official` and `mean`: divides the teacher's logits of the distillation term. `paper`: divides all
+    logits of both models."""
     order: Literal["official", "paper"] = "official"
     """Phases of a round: ranker, retriever, refresh (released code) or retriever, refresh, ranker (paper)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within(0, 1, adv_lambda=self.adv_lambda)
+        above(0, temperature=self.temperature)
         one_of("variant", self.variant, ("mean", "paper", "official"))
         one_of("order", self.order, ("official", "paper"))
 

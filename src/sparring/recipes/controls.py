@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from sparring.config import one_of
 from sparring.losses import Terms, diagnostics, static
 from sparring.phases.fit import ListBatch, Scorer, Step
 from sparring.recipes.experiment import Experiment, Generation
@@ -29,6 +30,10 @@ class FrozenTeacherConfig(TurnsConfig):
 
     kl_direction: Literal["ce_de", "de_ce"] = "ce_de"
     """KL(ranker || retriever), the usual distillation, or KL(retriever || ranker)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("kl_direction", self.kl_direction, ("ce_de", "de_ce"))
 
 
 def separate(x: Experiment, cfg: SeparateConfig, warm: Generation) -> None:

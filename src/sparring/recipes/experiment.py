@@ -90,6 +90,8 @@ class Experiment:
 
     def team(self, **rates: Rates) -> None:
         """New optimisers and schedules for both models, to last for all the recipe's rounds."""
+        self._team = {}
+        self.accelerator.free_memory()  # it holds on to what it prepared before
         self._team = {
             name: make_trainee(
                 model, self.accelerator,
@@ -119,7 +121,7 @@ class Experiment:
         seed = self.seed_of(name)
         a, b = simans
         sampler = ListSampler(usable, negatives, seed=seed, method=sampling, a=a, b=b)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + rank())  # dropout: no process repeats another's masks
         scorer = Scorer(
             self._team, self.feed, step.trains,
             precision=self.precision, gradient_cache=self.config.gradient_cache,
@@ -162,8 +164,11 @@ class Experiment:
             rows, scores, self.train_rows, self.positives, self.dataset.corpus.groups, generation="bm25"
         )
 
-    def refresh(self, name: str, previous: Generation | None = None) -> Generation:
-        """Encode everything with the current retriever, index, search dev and test, mine the training queries."""
+    def refresh(self, name: str, previous: Generation | None = None, depth: int = 0) -> Generation:
+        """Encode everything with the current retriever, index, search dev and test, mine the training queries.
+
+        ``depth``: passages per training query, when more than ``mine_depth`` are wanted.
+        """
         folder = self.run.path / "index" / f"{name}-{rank()}"
         folder.mkdir(parents=True)
         corpus = self.run.phase(
@@ -182,7 +187,7 @@ class Experiment:
             lists[split.name] = (scores * np.float32(self.retriever.scale), rows)
         pools = self.run.phase(
             f"{name}-mine", mine, queries[self.train_rows], self.train_rows, self.positives, index,
-            self.dataset.corpus.groups, depth=self.config.mine_depth, scale=self.retriever.scale,
+            self.dataset.corpus.groups, depth=max(depth, self.config.mine_depth), scale=self.retriever.scale,
             answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
@@ -224,12 +229,16 @@ class Experiment:
         """Dev's three rows; the pair is kept when its cascade is the best so far."""
         result = self.run.phase(f"{name}-evaluate", self.three_rows, name, self.dev, generation)
         self.tables.append((name, result.table))
-        cascade = result.table.row(CASCADE).mean(self.config.select_by)
+        cascade = self.selected(result.table)
         rows = [row.as_dict() for row in result.table.rows]
         self.run.metrics.write("evaluate", name=name, split=self.dev.name, rows=rows)
         if self.best is None or cascade > self.best[1]:
             self.best = (name, cascade, generation)
             self.keep("best")
+
+    def selected(self, table: Table) -> float:
+        """The cascade's mean of the measure that picks the best pair."""
+        return table.row(CASCADE).mean(self.config.select_by)
 
     def three_rows(self, name: str, split: Split, generation: Generation) -> ThreeRows:
         """Retriever, ranker on fixed candidates and cascade on one split; runs are written as TREC files."""

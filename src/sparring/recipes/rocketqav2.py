@@ -12,7 +12,7 @@ Deviations from the paper and from the released code: docs/rocketqav2.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -24,6 +24,24 @@ from sparring.phases.pools import Pools
 from sparring.recipes.experiment import Experiment, Generation
 from sparring.recipes.settings import RoundsConfig
 from sparring.types import InputError
+
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "variant": ("paper", "official", "custom"),
+    "kl_direction": ("", "de_ce", "ce_de"),
+    "detach_teacher": ("", True, False),
+    "kl_reduction": ("", "sum", "query_mean", "element_mean"),
+    "teacher_dropout": ("auto", "on", "off"),
+    "supervised": ("listwise", "pointwise"),
+    "lists": ("hybrid", "denoised", "undenoised"),
+    "denoise_rule": ("calibrated", "absolute"),
+}
+
+
+class KLOptions(TypedDict, total=False):
+    """What only `custom` decides about the KL, beside its gradient."""
+
+    kl_direction: Literal["de_ce", "ce_de"]
+    kl_reduction: Literal["sum", "query_mean", "element_mean"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +56,15 @@ class RocketQAv2Config(RoundsConfig):
     """KL as in the paper's equations, as in the released code, or from the three fields below (docs/rocketqav2.md)."""
     kl_direction: Literal["", "de_ce", "ce_de"] = ""
     """custom only: KL(retriever || ranker) or KL(ranker || retriever)."""
-    detach_teacher: bool = True
-    """custom only: whether the KL stops at the ranker."""
+    detach_teacher: bool | Literal[""] = ""
+    """custom only: whether the KL's gradient stops at the ranker; not set means true."""
     kl_reduction: Literal["", "sum", "query_mean", "element_mean"] = ""
     """custom only: sum over queries and passages, mean over queries, or mean over queries x passages."""
+    teacher_dropout: Literal["auto", "on", "off"] = "auto"
+    """custom with a detached teacher only: dropout in the scores that the KL reads as its target. off: a second forward
+    of the ranker, without gradient, beside the training forward of its supervised loss. on: one forward for both. auto:
+    off, but on in `official` (as released) and wherever the KL's gradient reaches the ranker (`paper`, or
+    detach_teacher=false), whose scores are then no mere target."""
     supervised: Literal["listwise", "pointwise"] = "listwise"
     """The ranker's own loss; pointwise is the paper's ablation."""
     static: bool = False
@@ -63,35 +86,79 @@ class RocketQAv2Config(RoundsConfig):
         super().__post_init__()
         at_least(1, steps=self.steps, denoise_depth=self.denoise_depth)
         at_least(0, denoise_heads=self.denoise_heads)
-        one_of("supervised", self.supervised, ("listwise", "pointwise"))
-        if self.variant == "custom" and not (self.kl_direction and self.kl_reduction):
+        for name, allowed in _ALLOWED.items():
+            one_of(name, getattr(self, name), allowed)
+        if not 0 < self.denoise_negative <= self.denoise_positive < 1:
             raise InputError(
-                "variant custom needs its choices", where="rocketqav2", expected="kl_direction and kl_reduction"
-            )
+                "impossible denoising thresholds", where="denoise_negative, denoise_positive",
+                expected="0 < denoise_negative <= denoise_positive < 1",
+                got=f"{self.denoise_negative:g}, {self.denoise_positive:g}",
+            )  # fmt: skip
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        """Options of the KL belong to `custom`: nothing runs under a name with something else inside."""
+        chosen = {"kl_direction": self.kl_direction, "kl_reduction": self.kl_reduction}
+        if self.variant == "custom":
+            missing = [name for name, value in chosen.items() if not value]
+            if missing:
+                raise InputError(
+                    "variant custom has no choices of its own", where="variant=custom", expected="values for both",
+                    got="not set: " + ", ".join(missing), fix="set them, or take the variant paper or official",
+                )  # fmt: skip
+        extra = [name for name, value in chosen.items() if value]
+        extra += ["detach_teacher"] if self.detach_teacher != "" else []
+        extra += ["teacher_dropout"] if self.teacher_dropout != "auto" else []
+        if self.variant != "custom" and extra:
+            raise InputError(
+                f"variant {self.variant} decides {', '.join(extra)} itself", where=f"variant={self.variant}",
+                expected="these keys only beside variant=custom", fix="remove them, or set variant=custom",
+            )  # fmt: skip
+        if self.detach_teacher is False and (self.static or self.teacher_dropout == "off"):
+            other = "static=true" if self.static else "teacher_dropout=off"
+            raise InputError(
+                f"detach_teacher=false contradicts {other}: the gradient cannot reach a ranker that is only a target",
+                where="detach_teacher", expected="true", got="false",
+            )  # fmt: skip
+
+    @property
+    def second_forward(self) -> bool:
+        """Whether the KL's target is a forward of its own with dropout off, beside the one that is trained."""
+        if self.teacher_dropout != "auto":
+            return self.teacher_dropout == "off"
+        return self.variant == "custom" and self.detach_teacher is not False
+
+    def kl_options(self) -> KLOptions:
+        """The keywords of `sparring.losses.rocketqav2` that only `custom` takes."""
+        if self.variant != "custom":
+            return {}
+        assert self.kl_direction
+        assert self.kl_reduction
+        return {"kl_direction": self.kl_direction, "kl_reduction": self.kl_reduction}
 
 
 def joint_step(cfg: RocketQAv2Config) -> Step:
-    """Both models at once on one list; the ranker's dropout is on, since the same scores carry its own loss."""
-    choices = {"kl_direction": cfg.kl_direction, "kl_reduction": cfg.kl_reduction, "detach_teacher": cfg.detach_teacher}
-    custom = choices if cfg.variant == "custom" else {}
+    """Both models at once on one list. Where the teacher's dropout is off, its target is a forward of its own."""
+    detach = cfg.detach_teacher is not False if cfg.variant == "custom" else None
 
     def function(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
         retriever, ranker = score.retriever(batch), score.ranker(batch)
+        teacher = score.ranker(batch, as_teacher=True) if cfg.second_forward else None
         terms = rocketqav2_loss(
-            retriever, ranker, variant=cfg.variant, supervised=cfg.supervised, queries=batch.total, **custom
-        )  # type: ignore[arg-type]
-        return terms, diagnostics(retriever, ranker)
+            retriever, ranker, variant=cfg.variant, supervised=cfg.supervised, queries=batch.total,
+            detach_teacher=detach, teacher=teacher, **cfg.kl_options(),
+        )  # fmt: skip
+        return terms, diagnostics(retriever, ranker if teacher is None else teacher)
 
     return Step("joint", ("retriever", "ranker"), function)
 
 
 def static_step(cfg: RocketQAv2Config) -> Step:
     """Distillation from a ranker that does not move, dropout off: the ablation."""
-    custom = {"kl_direction": cfg.kl_direction, "kl_reduction": cfg.kl_reduction} if cfg.variant == "custom" else {}
 
     def function(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
         retriever, ranker = score.retriever(batch), score.ranker(batch)
-        terms = static(retriever, ranker, variant=cfg.variant, queries=batch.total, **custom)  # type: ignore[arg-type]
+        terms = static(retriever, ranker, variant=cfg.variant, queries=batch.total, **cfg.kl_options())
         return terms, diagnostics(retriever, ranker)
 
     return Step("static", ("retriever",), function)

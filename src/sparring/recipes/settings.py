@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparring.config import at_least, one_of
+from sparring.config import at_least, one_of, within
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,18 @@ class RunConfig:
     """Experiment trackers through accelerate, e.g. ["tensorboard"]."""
 
     def __post_init__(self) -> None:
-        at_least(0, layers=self.layers, threads=self.threads, scale=self.scale, dev_queries=self.dev_queries)
+        at_least(0, seed=self.seed, threads=self.threads, scale=self.scale)
+        at_least(0, dev_queries=self.dev_queries, test_queries=self.test_queries)
+        at_least(0, layers=self.layers, retriever_layers=self.retriever_layers, ranker_layers=self.ranker_layers)
+        at_least(0, retriever_max_length=self.retriever_max_length, ranker_max_length=self.ranker_max_length)
         at_least(1, mine_depth=self.mine_depth, search_depth=self.search_depth, rerank_depth=self.rerank_depth)
         at_least(64, train_tokens=self.train_tokens, encode_tokens=self.encode_tokens)
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("similarity", self.similarity, ("auto", "dot", "cosine"))
+        one_of("pooling", self.pooling, ("mean", "cls"))
+        one_of("index", self.index, ("exact", "hnsw", "ivf"))
+        one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
+        one_of("select_by", self.select_by, self.measures)
 
 
 @dataclass(frozen=True)
@@ -121,11 +129,13 @@ class RoundsConfig:
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     clip: float = 2.0
-    """Largest gradient norm."""
+    """Largest gradient norm; 0 does not clip."""
 
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds, batch=self.batch, negatives=self.negatives, accumulate=self.accumulate)
-        at_least(0, retriever_lr=self.retriever_lr, ranker_lr=self.ranker_lr, warmup=self.warmup, clip=self.clip)
+        at_least(0, retriever_lr=self.retriever_lr, ranker_lr=self.ranker_lr)
+        at_least(0, weight_decay=self.weight_decay, clip=self.clip, simans_a=self.simans_a)
+        within(0, 1, warmup=self.warmup)
         one_of("sampling", self.sampling, ("uniform", "simans", "top"))
         one_of("schedule", self.schedule, ("linear", "constant"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparring.losses import Terms, in_batch, list_softmax
+from sparring.losses import Terms, diagnostics, in_batch, list_softmax
 from sparring.phases.fit import ListBatch, Scorer, Step
 
 
@@ -26,8 +26,7 @@ def ranker_step() -> Step:
     def function(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
         scores = score.ranker(batch)
         loss = list_softmax(scores, queries=batch.total)
-        prefers = (scores[:, 1:].max(1).values > scores[:, 0]).float().mean()
-        return Terms(loss, {"ranker_supervised": loss.detach()}), {"ranker_prefers_negative": prefers}
+        return Terms(loss, {"ranker_supervised": loss.detach()}), _watch(scores, "reward", "ranker_prefers_negative")
 
     return Step("ranker listwise", ("ranker",), function)
 
@@ -38,6 +37,13 @@ def retriever_step() -> Step:
     def function(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
         scores = score.retriever(batch)
         loss = list_softmax(scores, queries=batch.total)
-        return Terms(loss, {"retriever_supervised": loss.detach()}), {}
+        watched = _watch(scores, "retriever_entropy", "retriever_prefers_negative")
+        return Terms(loss, {"retriever_supervised": loss.detach()}), watched
 
     return Step("retriever listwise", ("retriever",), function)
+
+
+def _watch(scores: Tensor, *names: str) -> dict[str, Tensor]:
+    """The diagnostics that one model's scores tell."""
+    found = diagnostics(scores, scores)
+    return {name: found[name] for name in names}

@@ -83,6 +83,27 @@ def result_table(
     return table(cells, ["system", *measures], markdown=markdown)
 
 
+def training_table(records: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """Means of every training phase: loss terms, retriever entropy, reward, share of lists where a negative is
+    preferred; and how much of the pool each refresh kept."""
+    fits = [record for record in records if record["kind"] == "fit"]
+    overlaps = {r["generation"]: r["pool_overlap"] for r in records if r["kind"] == "refresh"}
+    terms = list(dict.fromkeys(name for record in fits for name in record if name not in _NO_TERMS))
+    rows: list[list[str]] = []
+    for record in fits:
+        values = [f"{record[name]:.4f}" if name in record else "" for name in terms]
+        rows.append([record["phase"], str(record["steps"]), str(record["lists"]), *values])
+    kept = "; ".join(f"{name} {share:.2f}" for name, share in overlaps.items() if share is not None)
+    text = table(rows, ["phase", "updates", "lists", *terms], markdown=markdown) if fits else "No training phase."
+    return text + (f"\n\nShare of each refreshed pool that was in the pool before: {kept}." if kept else "")
+
+
+_NO_TERMS = {
+    "kind", "seconds", "phase", "steps", "queries_per_step", "passages_per_list", "lists", "lists_too_short",
+    "forwards",
+}  # fmt: skip
+
+
 def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str:
     """Dev and test tables, the plain sentences, the forwards and where the time went."""
     head = "## " if markdown else ""
@@ -95,8 +116,10 @@ def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str
         f"{head}Test ({len(x.test.rows)} queries), read once, means with 95 % intervals", "",
         result_table(outcome.test_rows, outcome.test_tables, outcome.measures, markdown=markdown), "",
         *(f"- {sentence}" for sentence in outcome.sentences()), "",
-        "Query-passage forwards: retriever {retriever_trained} trained; ranker {ranker_trained} trained, "
-        "{ranker_teacher} as teacher (no gradient). Evaluation is not counted.".format(**counts),
+        f"{head}Training, means over the updates of each phase", "",
+        training_table(x.run.metrics.records, markdown=markdown), "",
+        "Query-passage forwards after the warm start: retriever {retriever_trained} trained; ranker {ranker_trained} "
+        "trained, {ranker_teacher} as teacher (no gradient). Evaluation is not counted.".format(**counts),
         f"Time {total:.0f} s; longest: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds, _ in slowest)
         + f"; peak memory {max(memory for _, _, memory in x.run.phases) / 2**30:.1f} GiB",
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,42 +17,31 @@ from sparring.data import Dataset, default_cache, load
 from sparring.distributed import Choice, choose_device, choose_precision, choose_threads, make_accelerator, rank
 from sparring.log import Metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
-from sparring.phases.evaluate import Row, evaluate, run_of
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
-from sparring.recipes.ar2 import AR2Config, ar2
-from sparring.recipes.controls import FrozenTeacherConfig, SeparateConfig, frozen_teacher, separate
-from sparring.recipes.experiment import Experiment, Generation, Split, choose_split
-from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
+from sparring.recipes.competition import RECIPES, compete, prepare
+from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
-from sparring.recipes.warmup import WarmupConfig, warmup
+from sparring.recipes.warmup import WarmupConfig
 from sparring.rundir import RunDir, require_unused, versions
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
-
-Body = Callable[[Experiment, Any, Generation], None]
-
-RECIPES: Mapping[str, tuple[type, Body]] = {
-    "ar2": (AR2Config, ar2),
-    "rocketqav2": (RocketQAv2Config, rocketqav2),
-    "separate": (SeparateConfig, separate),
-    "frozen-teacher": (FrozenTeacherConfig, frozen_teacher),
-}
-"""Recipes after the warm start. ``warmup`` alone is a recipe too, with no rounds."""
 
 NAMES = ("warmup", *RECIPES)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run hands back. ``retriever`` and ``ranker`` are the exported objects, ready to use."""
+    """What a run hands back. ``retriever`` and ``ranker`` are the exported objects, ready to use; ``experiment`` holds
+    the same pair with its token stores."""
 
     retriever: SentenceTransformer
     ranker: CrossEncoder
     path: Path
     outcome: Outcome
+    experiment: Experiment
 
 
 def sections(recipe: str) -> dict[str, type]:
@@ -74,7 +63,12 @@ def resolve_config(
     every = {**own, **{name: cls for name, (cls, _) in RECIPES.items()}}
     tables = dict(read_toml(Path(file)) if isinstance(file, str | Path) else file or {})
     where = str(file) if isinstance(file, str | Path) else "config"
-    tables.pop("recipe", None)
+    meant = tables.pop("recipe", recipe)
+    if meant != recipe:
+        raise InputError(
+            "the configuration is for another recipe", where=where, expected=f'recipe = "{recipe}", or no such line',
+            got=f"recipe = {meant!r}", fix=f"take --recipe {meant}, or another file",
+        )  # fmt: skip
     preferred = [recipe, "run", "warmup"] if recipe in own else ["warmup", "run"]
     objects = build(every, (where, tables), ("--set", parse_assignments(assignments, every, preferred)))
     return {name: objects[name] for name in own}
@@ -105,6 +99,28 @@ def train(
     Raises: InputError before anything is written where possible.
     """
     objects = resolve_config(recipe, config, assignments)
+    x = set_up(data, retriever, ranker, out=out, recipe=recipe, objects=objects, cache=cache, command=command)
+    outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
+    if rank() == 0:
+        finish(x, outcome, card_of(recipe, x.dataset, retriever, ranker, command))
+    x.accelerator.wait_for_everyone()
+    if x.config.trackers:
+        x.accelerator.end_training()
+    return Trained(x.retriever.model, x.ranker.model, x.run.path, outcome, x)
+
+
+def set_up(
+    data: Dataset | str | Path,
+    retriever: SentenceTransformer | str | Path,
+    ranker: CrossEncoder | str | Path,
+    *,
+    out: str | Path,
+    recipe: str,
+    objects: Mapping[str, Any],
+    cache: str | Path | None = None,
+    command: str = "",
+) -> Experiment:
+    """Data, models, tokens, hardware and the run folder, in the order in which mistakes are cheapest to find."""
     settings: RunConfig = objects["run"]
     require_unused(Path(out))
     place = Path(cache) if cache is not None else default_cache()
@@ -125,14 +141,7 @@ def train(
     for model in pair:
         model.to(accelerator.device)
     feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", settings.train_tokens)
-    x = Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits)
-    outcome = compete(x, recipe, objects)
-    if rank() == 0:
-        finish(x, outcome, card_of(recipe, dataset, retriever, ranker, command))
-    accelerator.wait_for_everyone()
-    if settings.trackers:
-        accelerator.end_training()
-    return Trained(x.retriever.model, x.ranker.model, run.path, outcome)
+    return Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits)
 
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:
@@ -206,61 +215,6 @@ def record_start(
             "scoring": {"similarity": pair[0].similarity, "scale": pair[0].scale},
         },
     )  # fmt: skip
-
-
-def compete(x: Experiment, recipe: str, objects: Mapping[str, Any]) -> Outcome:
-    """Baselines, warm start, rounds; then the one reading of test."""
-    x.start = x.refresh("zero-shot")
-    trained_head = not x.ranker.new_head
-    if trained_head:
-        x.keep("zero-shot")
-    bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
-    dev_rows = [*lists_row(x, x.dev, "BM25", bm25), *zero_shot_rows(x, x.dev, trained_head)]
-    warm = warmup(x, objects["warmup"])
-    x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
-    x.keep("warm start")
-    x.evaluate("warm start", warm)
-    if recipe != "warmup":
-        config_class, body = RECIPES[recipe]
-        config = objects[recipe]
-        assert isinstance(config, config_class)
-        body(x, config, warm)
-    return read_test(x, dev_rows, bm25, warm, trained_head)
-
-
-def read_test(x: Experiment, dev_rows: list[Row], bm25: Mapping[str, Any], warm: Generation, head: bool) -> Outcome:
-    """The only place where test labels are read, with nothing left to choose."""
-    assert x.best is not None
-    test_rows = lists_row(x, x.test, "BM25", bm25)
-    if head:
-        x.restore("zero-shot")
-    test_rows += zero_shot_rows(x, x.test, head)
-    x.restore("warm start")
-    tables = [("warm start", x.three_rows("warm start", x.test, warm).table)]
-    name, _, generation = x.best
-    if name != "warm start":
-        x.restore("best")
-        tables.append((name, x.three_rows(name, x.test, generation).table))
-    x.run.metrics.write("test", best=name, rows=[[n, row.as_dict()] for n, table in tables for row in table.rows])
-    return Outcome(name, dev_rows, x.tables, test_rows, tables, x.config.select_by, x.config.measures)
-
-
-def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Any]) -> list[Row]:
-    """One row for ranked lists that need no ranker."""
-    run = run_of(x.query_ids(split.rows), x.dataset.corpus.ids, *lists[split.name])
-    x.write_runs(split.name, {name: run})
-    return [evaluate(name, split.qrels, run, x.config.measures, 0)]
-
-
-def zero_shot_rows(x: Experiment, split: Split, trained_head: bool) -> list[Row]:
-    """The models as they came: the retriever, and the cascade where the ranker came with a trained head."""
-    assert x.start is not None
-    rows = lists_row(x, split, "zero-shot retriever", x.start.lists)
-    if trained_head:
-        x.fixed = x.fixed or x.start.lists
-        cascade = x.three_rows("zero-shot", split, x.start).table.rows[-1]
-        rows.append(Row("zero-shot cascade", cascade.estimates, cascade.values))
-    return rows
 
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:

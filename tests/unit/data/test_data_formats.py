@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -134,6 +135,10 @@ def test_dpr_lists_are_streamed_over_piece_borders(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "train.json", json.dumps(items, ensure_ascii=False))  # several MiB
     assert [row.text for row in dpr.queries(path, "train")] == [item["question"] for item in items]
+    for pad in range(8):  # the border between two pieces falls on every place of  the list
+        lists = [dpr_item("x" * pad, [], answers=["ab"] * 300_000), dpr_item("y", [])]
+        many = write(tmp_path / "many-train.json", json.dumps(lists))
+        assert [(row.text, len(row.answers)) for row in dpr.queries(many, "t")] == [("x" * pad, 300_000), ("y", 2)]
     huge = write(tmp_path / "huge-train.json", json.dumps([dpr_item("a" * 3_000_000, []), dpr_item("b", [])]))
     assert [len(row.text) for row in dpr.queries(huge, "train")] == [3_000_000, 1]
 
@@ -212,6 +217,9 @@ def test_second_load_only_maps(beir: Path, cache: Path, monkeypatch: pytest.Monk
     assert [path.stat().st_mtime_ns for path in made] == times
     write(beir / "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\t7\t1\n")
     assert load(beir, cache=cache).qrels["test"] == {"q1": {"7": 1}}
+    path = write(beir / "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\t7\t3\n")  # the same size
+    os.utime(path, ns=(1, 1))
+    assert load(beir, cache=cache).qrels["test"] == {"q1": {"7": 3}}
     monkeypatch.setenv("SPARRING_CACHE", str(cache / "elsewhere"))
     load(beir)
     assert (cache / "elsewhere" / "data").is_dir()

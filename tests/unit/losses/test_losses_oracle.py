@@ -139,3 +139,21 @@ class TestRefusals:
     def test_a_list_without_its_positive(self) -> None:
         with pytest.raises(ValueError, match="column 0"):
             losses.list_softmax(self.z, torch.tensor([[True, True, True], [False, True, True]]))
+
+
+def test_a_teachers_own_scores_are_the_target_and_nothing_else() -> None:
+    """The KL reads them in place of the ranker's; the supervised term keeps the ranker's; no gradient reaches them."""
+    z, s = (torch.from_numpy(array).requires_grad_() for array in checks.scores())
+    t = (s.detach() + torch.linspace(-1, 1, s.shape[1], dtype=s.dtype)).requires_grad_()
+    custom: dict[str, Any] = {"variant": "custom", "kl_direction": "ce_de", "kl_reduction": "query_mean"}
+    found = losses.rocketqav2(z, s, **custom, detach_teacher=True, teacher=t)
+    kl = losses.rocketqav2(z, t, **custom, detach_teacher=True, supervised="none").total
+    assert torch.equal(found.parts["kl"], kl.detach())
+    assert torch.equal(found.parts["supervised"], losses.list_softmax(s).detach())
+    to_z, to_s, to_t = torch.autograd.grad(found.total, (z, s, t), allow_unused=True)
+    assert to_t is None
+    assert torch.equal(to_z, torch.autograd.grad(kl, z)[0])
+    assert torch.equal(to_s, torch.autograd.grad(losses.list_softmax(s), s)[0])
+    for options in ({"variant": "paper"}, {**custom, "detach_teacher": False}):
+        with pytest.raises(ValueError, match="gradient reaches the ranker"):
+            losses.rocketqav2(z, s, **options, teacher=t)

@@ -1,0 +1,356 @@
+"""The command line: parses, calls, prints. Results go to standard output, narration to standard error.
+
+Exit codes: 0 done; 1 `check` found errors in the data; 2 something given cannot be used (one message, no traceback).
+torch is imported by the commands that need it, so that `sparring --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from sparring.types import InputError
+
+if TYPE_CHECKING:
+    from sparring.data import Dataset
+
+PATH = click.Path(path_type=Path)
+RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "separate", "frozen-teacher")
+
+
+class Commands(click.Group):
+    """Turns our own errors into one message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an `InputError` becomes its text on standard error."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"sparring: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="sparring")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on standard error.")
+def main(quiet: bool) -> None:
+    """Train a dense retriever and its re-ranker against each other."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a busy machine; before torch loads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    ours = logging.getLogger("sparring")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.WARNING if quiet else logging.INFO)
+    ours.propagate = False
+
+
+def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """DATA, or the files that make it up."""
+    for option in reversed(
+        (
+            click.argument("data", required=False, type=PATH),
+            click.option("--corpus", multiple=True, type=PATH, help="Corpus file(s), if not in DATA."),
+            click.option("--queries", multiple=True, type=PATH, help="Query or topic file(s)."),
+            click.option("--qrels", multiple=True, metavar="SPLIT=FILE", help="Labels of a split; repeatable."),
+            click.option("--no-titles", is_flag=True, help="Ignore titles."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _files(corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...]) -> dict[str, Any]:
+    labels = dict(text.partition("=")[::2] for text in qrels)
+    if any(not file for file in labels.values()):
+        raise InputError("--qrels needs a split and a file", expected="--qrels train=FILE", got=" ".join(qrels))
+    return {
+        "corpus": list(corpus) or None,
+        "queries": list(queries) or None,
+        "qrels": {split: Path(file) for split, file in labels.items()} or None,
+    }
+
+
+def _load(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool
+) -> Dataset:
+    from sparring.data import load
+
+    return load(data, titles=not no_titles, **_files(corpus, queries, qrels))
+
+
+@main.command()
+@data_options
+@click.option("--retriever", help="Measure token lengths against this model's maximum.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check(
+    ctx: click.Context, data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...],
+    no_titles: bool, retriever: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what is in a data set and what is wrong with it; exit code 1 when there are errors."""
+    from sparring.data import check as check_data
+    from sparring.log import table
+
+    lengths: dict[str, Any] = {}
+    if retriever:
+        from sparring.recipes.standalone import token_lengths
+
+        lengths = token_lengths(retriever)
+    report = check_data(data, titles=not no_titles, **lengths, **_files(corpus, queries, qrels))
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(f"{count:>9,}  {name}" for name, count in report.counts.items()) + "\n")
+        for level, code, count, message, examples, fix in report.rows():
+            click.echo(f"{level.upper():8}{code}: {message} ({count})")
+            for line in (*_as_lines(examples, "e.g. "), *_as_lines(fix, "do: ")):
+                click.echo(f"        {line}")
+        errors, warnings = len(report.errors), len(report.warnings)
+        click.echo("\n" + table([[errors, warnings]], ["errors", "warnings"]))
+    ctx.exit(1 if report.errors else 0)
+
+
+def _as_lines(value: Any, label: str) -> list[str]:
+    values = [value] if isinstance(value, str) else list(value)
+    return [f"{label}{text}" for text in values if text]
+
+
+@main.command()
+@data_options
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True)
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
+@click.option("--out", required=True, type=PATH, help="Run folder; must be new or empty.")
+@click.option("--config", type=PATH, help="TOML file.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--layers", type=int, help="Keep the first N layers of both encoders.")
+@click.option("--seed", type=int, help="Seed of every random choice.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that a model brings along.")
+def train(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    recipe: str, retriever: str, ranker: str, out: Path, config: Path | None, assignments: tuple[str, ...],
+    layers: int | None, seed: int | None, trust_remote_code: bool,
+) -> None:  # fmt: skip
+    """Train a pair with a recipe; leaves OUT/retriever, OUT/ranker and the evidence."""
+    from sparring.recipes.train import resolve_config
+    from sparring.recipes.train import train as run
+    from sparring.rundir import require_unused
+
+    extra = [("layers", layers), ("seed", seed)]
+    settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
+    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
+    settings += ["run.titles=false"] if no_titles else []
+    resolve_config(recipe, config, settings)
+    require_unused(out)
+    dataset = _load(data, corpus, queries, qrels, no_titles)
+    result = run(
+        dataset, retriever, ranker,
+        out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
+    )  # fmt: skip
+    _show_run(result.path)
+
+
+def _show_run(path: Path) -> None:
+    from sparring.distributed import rank
+
+    if rank() == 0:
+        click.echo((path / "summary.md").read_text(encoding="utf-8"))
+        click.echo(f"Models: {path / 'retriever'} and {path / 'ranker'}")
+
+
+def _command() -> str:
+    return shlex.join(["sparring", *sys.argv[1:]])
+
+
+@main.command()
+@click.argument("run", required=False, type=PATH)
+@click.option("--data", required=True, type=PATH)
+@click.option("--retriever", metavar="PATH_OR_HUB_NAME")
+@click.option("--ranker", metavar="PATH_OR_HUB_NAME")
+@click.option("--split", default="test", show_default=True)
+@click.option("--depth", default=50, show_default=True, help="Passages per query that the ranker re-ranks.")
+@click.option("--candidates", type=PATH, help="TREC run of fixed candidates; default: BM25's.")
+@click.option("--measures", default="RR@10,nDCG@10,R@10,R@100,Success@5", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--runs", type=PATH, help="Folder for the TREC runs; must be new or empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    run: Path | None, data: Path, retriever: str | None, ranker: str | None, split: str, depth: int,
+    candidates: Path | None, measures: str, precision: str, runs: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Evaluate a pair: BM25, retriever, ranker on fixed candidates, cascade, with 95 % intervals."""
+    from sparring.recipes.standalone import evaluate_pair
+
+    models = _pair_of(run, retriever, ranker)
+    result = evaluate_pair(
+        data, *models,
+        split=split, depth=depth, candidates=candidates, measures=tuple(measures.split(",")),
+        precision=precision, runs=runs,
+    )  # fmt: skip
+    click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else result.text())
+
+
+def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tuple[str, str]:
+    first, second = retriever, ranker
+    if run is not None:
+        first, second = first or str(run / "retriever"), second or str(run / "ranker")
+    if not first or not second:
+        raise InputError(
+            "which pair?", expected="a run folder, or --retriever and --ranker", fix="sparring evaluate RUN --data DATA"
+        )
+    return first, second
+
+
+@main.command()
+@data_options
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME")
+@click.option("--kind", type=click.Choice(["passage", "query"]), default="passage", show_default=True)
+@click.option("--out", required=True, type=PATH, help="A .npy file, float32 [N, d].")
+@click.option("--batch-tokens", default=16384, show_default=True, help="Padded tokens of one forward.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+def encode(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    retriever: str, kind: Literal["passage", "query"], out: Path, batch_tokens: int, precision: str,
+) -> None:  # fmt: skip
+    """Embed all passages (or queries); continues where an interrupted call stopped. Ids go to OUT.ids.txt."""
+    from sparring.recipes.standalone import encode_to
+
+    dataset = _load(data, corpus, queries, qrels, no_titles)
+    count, dim = encode_to(dataset, retriever, kind, out, batch_tokens=batch_tokens, precision=precision)
+    click.echo(f"{out}: {count} {'passages' if kind == 'passage' else 'queries'} x {dim}")
+
+
+@main.command()
+@click.argument("embeddings", type=PATH)
+@click.option("--kind", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True)
+@click.option("--out", required=True, type=PATH, help="A faiss index file.")
+def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf"], out: Path) -> None:
+    """Build a search index from passage embeddings."""
+    from sparring.recipes.standalone import index_to
+
+    click.echo(f"{out}: {index_to(embeddings, kind, out)} passages ({kind})")
+
+
+@main.command()
+@click.option("--index", "index_file", required=True, type=PATH, help="From `sparring index`.")
+@click.option("--passages", required=True, type=PATH, help="Embeddings that were indexed (with .ids.txt).")
+@click.option("--query-embeddings", "queries", required=True, type=PATH, help="From `encode --kind query`.")
+@click.option("-k", default=100, show_default=True, help="Passages per query.")
+@click.option("--out", required=True, type=PATH, help="A TREC run file.")
+def search(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> None:
+    """Search an index with query embeddings; writes a TREC run."""
+    from sparring.recipes.standalone import search_to
+
+    click.echo(f"{out}: {search_to(index_file, passages, queries, k, out)} queries")
+
+
+@main.command()
+@data_options
+@click.option("--run", "run_file", required=True, type=PATH, help="TREC run of the training queries.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--negatives", default=15, show_default=True, help="Negatives per list.")
+@click.option("--sampling", type=click.Choice(["uniform", "simans", "top"]), default="uniform", show_default=True)
+@click.option("--denoise", metavar="RANKER", help="Keep only negatives that this ranker scores low; promote high ones.")
+@click.option("--rule", type=click.Choice(["calibrated", "absolute"]), default="calibrated", show_default=True,
+              help="Denoising thresholds: quantiles of the known positives' scores, or probabilities.")
+@click.option("--answer-filter", is_flag=True, help="Drop passages that contain an answer string.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", required=True, type=PATH, help="JSONL: query, positive, negatives.")
+def mine(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    run_file: Path, split: str, negatives: int, sampling: Literal["uniform", "simans", "top"], denoise: str | None,
+    rule: str, answer_filter: bool, seed: int, out: Path,
+) -> None:  # fmt: skip
+    """Hard negatives from a run: no known positive, by id or by normalised text; short lists are reported."""
+    from sparring.recipes.standalone import mine_to
+
+    dataset = _load(data, corpus, queries, qrels, no_titles)
+    click.echo(
+        mine_to(
+            dataset, run_file, split, out,
+            negatives=negatives, sampling=sampling, answer_filter=answer_filter, seed=seed,
+            denoise_with=denoise, rule=rule,
+        )
+    )  # fmt: skip
+
+
+@main.command()
+@data_options
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME")
+@click.option("--run", "run_file", required=True, type=PATH, help="TREC run to re-rank.")
+@click.option("--depth", default=50, show_default=True, help="Passages per query that are re-ranked.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--out", required=True, type=PATH, help="A TREC run file.")
+def rerank(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    ranker: str, run_file: Path, depth: int, precision: str, out: Path,
+) -> None:  # fmt: skip
+    """Re-rank the top of a run with a cross-encoder; writes a TREC run."""
+    from sparring.recipes.standalone import rerank_to
+
+    dataset = _load(data, corpus, queries, qrels, no_titles)
+    click.echo(f"{out}: {rerank_to(dataset, ranker, run_file, depth, out, precision=precision)} pairs scored")
+
+
+@main.command()
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME")
+@click.option("--layers", type=int, default=0, help="Keep the first N layers of both encoders.")
+@click.option("--out", required=True, type=PATH, help="Folder; gets retriever/ and ranker/.")
+def export(retriever: str, ranker: str, layers: int, out: Path) -> None:
+    """Save a pair as plain sentence-transformers folders and verify both in a fresh process."""
+    from sparring.recipes.standalone import export_to
+
+    export_to(retriever, ranker, out, layers=layers, command=_command())
+    click.echo(f"{out / 'retriever'} and {out / 'ranker'}: verified")
+
+
+@main.command()
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES[1:]), default="ar2", show_default=True)
+@click.option("--out", type=PATH, help="Run folder; default: runs/demo-N, the first N that is free.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--cache", type=PATH, help="Default: $SPARRING_CACHE or ~/.cache/sparring.")
+def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Path | None) -> None:
+    """Train a pair on the AWS CLI help-desk set and ask it three questions."""
+    from sparring.recipes.demo import ask, run_demo
+
+    folder = out or next(p for p in (Path("runs") / f"demo-{n}" for n in range(1, 10_000)) if not p.exists())
+    result = run_demo(recipe, folder, assignments, cache=cache, command=_command())
+    click.echo((result.path / "summary.md").read_text(encoding="utf-8"))
+    click.echo(ask(result, cache=cache))
+    click.echo(f"\nRun folder: {result.path}  (retriever/, ranker/, summary.md, metrics.jsonl, runs/)")
+
+
+@main.command()
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True)
+def config(recipe: str) -> None:
+    """Print a recipe's settings with their defaults, as a TOML file to start from."""
+    from sparring.config import to_toml
+    from sparring.recipes.train import resolve_config
+
+    click.echo(to_toml(resolve_config(recipe), {"recipe": recipe}))
+
+
+@main.command()
+def doctor() -> None:
+    """Versions, device, precision and threads, and why each was chosen."""
+    from sparring.distributed import choose_device, choose_precision, choose_threads
+    from sparring.log import table
+    from sparring.rundir import versions
+
+    device = choose_device()
+    choices = (device, choose_precision("auto", device.value), choose_threads())
+    wait = os.environ.get("OMP_WAIT_POLICY", "")
+    rows = [[choice.name, choice.value, choice.reason] for choice in choices]
+    rows.append(["OMP_WAIT_POLICY", wait, "idle threads sleep" if wait == "PASSIVE" else "set by you"])
+    click.echo(table(rows, ["setting", "value", "why"]))
+    click.echo("\n" + table(list(versions().items()), ["package", "version"]))

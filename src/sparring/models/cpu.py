@@ -1,0 +1,113 @@
+"""Dropout and embedding look-ups that cost less in training on a CPU, for whatever model runs inside.
+
+torch draws a dropout mask on the CPU one value after another, a third of a training step of a small BERT; and every
+look-up in an embedding table makes a gradient as large as the table, one for each chunk of a batch. Both are replaced
+while the mode is on: masks come from 16 random bits a value, and all chunks share one look-up of the rows they need.
+The model itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+LEVELS = 1 << 16
+
+
+def training_on_cpu(model: nn.Module, chunks: Sequence[dict[str, Tensor]]) -> AbstractContextManager[Any]:
+    """The mode for a forward of these chunks when ``model`` trains on a CPU; otherwise nothing."""
+    if model.training and next(model.parameters()).device.type == "cpu":
+        return CpuTraining([inputs["input_ids"] for inputs in chunks])
+    return nullcontext()
+
+
+class CpuTraining(TorchFunctionMode):
+    """Replaces ``functional``'s dropout, attention with dropout, and embedding look-ups of ``ids``.
+
+    Args:
+        ids: the token ids of every chunk that the model will read, as the very tensors that it will read.
+    """
+
+    def __init__(self, ids: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.places: dict[int, Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
+        if len(ids) > 1 and torch.is_grad_enabled():
+            self.distinct, places = torch.unique(torch.cat([chunk.reshape(-1) for chunk in ids]), return_inverse=True)
+            parts = places.split([chunk.numel() for chunk in ids])
+            self.places = {id(chunk): part.view(chunk.shape) for chunk, part in zip(ids, parts, strict=True)}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        if func is functional.embedding and id(args[0]) in self.places:
+            return self._look_up(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention and _replaceable(**kwargs):
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _look_up(self, ids: Tensor, weight: Tensor, *settings: Any, **options: Any) -> Tensor:
+        """Rows of the distinct ids once, with the gradient of the whole table; rows of a chunk from those."""
+        if id(weight) not in self.rows:
+            self.rows[id(weight)] = functional.embedding(self.distinct, weight, *settings, **options)
+        return functional.embedding(self.places[id(ids)], self.rows[id(weight)])
+
+
+def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
+    """0 with probability p (rounded to 1/65536), otherwise the factor that keeps the mean 1.
+
+    Seeded by torch's global generator, so that the same state there gives the same mask.
+    """
+    dropped = round(p * LEVELS)
+    seed = int(torch.randint(2**63 - 1, ()))
+    if dropped == LEVELS:
+        return torch.zeros(tuple(shape), dtype=dtype)
+    count = math.prod(shape)
+    bits = np.random.SFC64(seed).random_raw((count + 3) // 4).view(np.int16)[:count]
+    keep = torch.from_numpy(bits).view(tuple(shape)).ge(dropped - LEVELS // 2)
+    return keep.to(dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or p == 0:
+        return input
+    mask = keep_mask(input.shape, p, input.dtype)
+    return input.mul_(mask) if inplace else input * mask
+
+
+def _replaceable(
+    attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, enable_gqa: bool = False, **_: Any
+) -> bool:
+    """Attention as encoders call it; without dropout torch has a faster kernel."""
+    return dropout_p > 0 and not is_causal and not enable_gqa and (attn_mask is None or attn_mask.dtype == torch.bool)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """``functional.scaled_dot_product_attention`` with dropout; ``attn_mask`` is True where a token may look.
+
+    A row that may look nowhere looks everywhere (torch gives 0 there); padded batches have no such row.
+    """
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    weights = functional.softmax(scores, dim=-1)
+    return (weights * keep_mask(weights.shape, dropout_p, weights.dtype)) @ value

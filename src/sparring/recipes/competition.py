@@ -1,0 +1,106 @@
+"""What every run measures, whatever its recipe: baselines, warm start, rounds, and the one reading of test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparring.phases.evaluate import Row, evaluate, run_of
+from sparring.phases.fit import Forwards
+from sparring.recipes.ar2 import AR2Config, ar2
+from sparring.recipes.controls import FrozenTeacherConfig, SeparateConfig, frozen_teacher, separate
+from sparring.recipes.experiment import Experiment, Generation, Lists, Split
+from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
+from sparring.recipes.summary import Outcome
+from sparring.recipes.warmup import WarmupConfig, warmup
+
+Body = Callable[[Experiment, Any, Generation], None]
+
+RECIPES: Mapping[str, tuple[type, Body]] = {
+    "ar2": (AR2Config, ar2),
+    "rocketqav2": (RocketQAv2Config, rocketqav2),
+    "separate": (SeparateConfig, separate),
+    "frozen-teacher": (FrozenTeacherConfig, frozen_teacher),
+}
+"""Recipes after the warm start. ``warmup`` alone is a recipe too, with no rounds."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What a recipe is measured against, and where it starts from.
+
+    ``ranker_came_trained``: the ranker came with a trained head, so the zero-shot pair can be ranked with.
+    """
+
+    bm25: Mapping[str, Lists]
+    dev_rows: list[Row]
+    warm: Generation
+    ranker_came_trained: bool
+
+
+def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
+    """BM25, the models as they came, and the warm start with its first row of results."""
+    x.start = x.refresh("zero-shot", depth=config.ranker_depth if not config.retriever_steps else 0)
+    trained = not x.ranker.new_head
+    if trained:
+        x.keep("zero-shot")
+    bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
+    dev_rows = [*lists_row(x, x.dev, "BM25", bm25), *zero_shot_rows(x, x.dev, trained)]
+    warm = warmup(x, config)
+    x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
+    x.keep("warm start")
+    x.evaluate("warm start", warm)
+    return Baselines(bm25, dev_rows, warm, trained)
+
+
+def compete(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> Outcome:
+    """The recipe's rounds from the warm start, then the one reading of test.
+
+    Can be called again on the same experiment with another recipe: every call starts from the same weights, lists
+    and warm results, with its forwards counted from zero.
+    """
+    x.restore("warm start")
+    x.keep("best")
+    x.forwards = Forwards()
+    x.tables, x.best = x.tables[:1], ("warm start", x.selected(x.tables[0][1]), baselines.warm)
+    if recipe != "warmup":
+        config_class, body = RECIPES[recipe]
+        assert isinstance(config, config_class)
+        body(x, config, baselines.warm)
+    return read_test(x, baselines)
+
+
+def read_test(x: Experiment, baselines: Baselines) -> Outcome:
+    """The only place where test labels are read, with nothing left to choose. Leaves the best pair's weights."""
+    assert x.best is not None
+    test_rows = lists_row(x, x.test, "BM25", baselines.bm25)
+    if baselines.ranker_came_trained:
+        x.restore("zero-shot")
+    test_rows += zero_shot_rows(x, x.test, baselines.ranker_came_trained)
+    x.restore("warm start")
+    tables = [("warm start", x.three_rows("warm start", x.test, baselines.warm).table)]
+    name, _, generation = x.best
+    if name != "warm start":
+        x.restore("best")
+        tables.append((name, x.three_rows(name, x.test, generation).table))
+    x.run.metrics.write("test", best=name, rows=[[n, row.as_dict()] for n, table in tables for row in table.rows])
+    return Outcome(name, baselines.dev_rows, x.tables, test_rows, tables, x.config.select_by, x.config.measures)
+
+
+def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists]) -> list[Row]:
+    """One row for ranked lists that need no ranker."""
+    run = run_of(x.query_ids(split.rows), x.dataset.corpus.ids, *lists[split.name])
+    x.write_runs(split.name, {name: run})
+    return [evaluate(name, split.qrels, run, x.config.measures, 0)]
+
+
+def zero_shot_rows(x: Experiment, split: Split, trained_head: bool) -> list[Row]:
+    """The models as they came: the retriever, and the cascade where the ranker came with a trained head."""
+    assert x.start is not None
+    rows = lists_row(x, split, "zero-shot retriever", x.start.lists)
+    if trained_head:
+        x.fixed = x.fixed or x.start.lists
+        cascade = x.three_rows("zero-shot", split, x.start).table.rows[-1]
+        rows.append(Row("zero-shot cascade", cascade.estimates, cascade.values))
+    return rows

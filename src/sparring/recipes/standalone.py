@@ -1,0 +1,286 @@
+"""Each phase alone, on plain files: what the commands besides `train` call. Names outside, objects inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sparring.data import Dataset, default_cache, load, read_run, write_run
+from sparring.distributed import choose_device, choose_precision
+from sparring.log import table
+from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.phases import export as exporting
+from sparring.phases.bm25 import Bm25
+from sparring.phases.encode import encode
+from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, evaluate, run_of, three_rows, verdict
+from sparring.phases.index import Index, Kind, build_index
+from sparring.phases.mine import denoise, pools_from_lists, positives_of, report
+from sparring.phases.pools import Method, Pools, draw, trainable
+from sparring.phases.rerank import rerank, score_pairs
+from sparring.recipes.experiment import choose_split
+from sparring.types import InputError, Run
+
+Lists = tuple[np.ndarray, np.ndarray]
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A place to write aside, renamed to ``path`` at the end; an existing file is never overwritten."""
+    if path.exists():
+        fix = "choose another --out, or remove it yourself"
+        raise InputError("the output already exists", where=str(path), fix=fix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the output cannot be written", where=str(path), got=str(error)) from None
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def autocast_type(precision: str) -> torch.dtype | None:
+    """The autocast type that this precision means on this device."""
+    chosen = choose_precision(precision, choose_device().value)  # type: ignore[arg-type]
+    return torch.bfloat16 if chosen.value == "bf16" else None
+
+
+def token_lengths(retriever: str) -> dict[str, Any]:
+    """What `check` needs to compare texts with a model's maximum: a length function, and the maximum in tokens."""
+    model = load_retriever(retriever)
+    read = model.inputs["passage"]
+
+    def lengths(texts: Sequence[str]) -> list[int]:
+        overhead = len(read.tokenizer("")["input_ids"])
+        encoded = read.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+        return [len(ids) + overhead for ids in encoded["input_ids"]]
+
+    return {"tokenizer_lengths": lengths, "max_length": read.max_length}
+
+
+def encode_to(
+    dataset: Dataset, retriever: str, kind: Literal["passage", "query"], out: Path, *, batch_tokens: int, precision: str
+) -> tuple[int, int]:
+    """Embeddings into a .npy file, ids in the same order into OUT.ids.txt.  -> (rows, d)"""
+    model = load_retriever(retriever).to(choose_device().value)
+    texts = dataset.corpus if kind == "passage" else dataset.queries
+    store = model.tokenize(texts, kind, default_cache() / "tokens")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    vectors = encode(model, store, kind, out=out, token_budget=batch_tokens, dtype=autocast_type(precision))
+    ids = out.with_name(out.name + ".ids.txt")
+    ids.write_text("".join(f"{texts.id(row)}\n" for row in range(len(texts))), encoding="utf-8")
+    return len(vectors), vectors.shape[1]
+
+
+def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
+    """What `encode_to` wrote: embeddings (mapped) and ids."""
+    ids = path.with_name(path.name + ".ids.txt")
+    for file in (path, ids):
+        if not file.is_file():
+            raise InputError("no such file", where=str(file), expected="a file of `sparring encode`")
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise InputError("not an embeddings file", where=str(path), got=str(error)) from None
+    names = ids.read_text(encoding="utf-8").splitlines()
+    if vectors.ndim != 2 or len(names) != len(vectors):
+        got = f"shape {list(vectors.shape)}, {len(names)} ids"
+        raise InputError("embeddings and ids do not agree", where=str(path), expected="one id a row", got=got)
+    return vectors, names
+
+
+def index_to(embeddings: Path, kind: Kind, out: Path) -> int:
+    """A faiss index file from embeddings.  -> passages"""
+    vectors, _ = read_embeddings(embeddings)
+    with new_file(out) as aside:
+        build_index(vectors, kind=kind).save(aside)
+    return len(vectors)
+
+
+def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> int:
+    """A TREC run from an index and query embeddings.  -> queries"""
+    found = Index.load(index_file)
+    _, passage_ids = read_embeddings(passages)
+    vectors, query_ids = read_embeddings(queries)
+    if len(found) != len(passage_ids):
+        got = f"{len(found)} indexed, {len(passage_ids)} ids"
+        expected = "the same embeddings"
+        raise InputError("the index holds other passages", where=str(index_file), expected=expected, got=got)
+    if vectors.shape[1] != found.dim:
+        got = f"queries {vectors.shape[1]}, index {found.dim}"
+        raise InputError("dimensions differ", where=str(queries), expected="embeddings of one model", got=got)
+    scores, rows = found.search(vectors, k)
+    run = run_of(query_ids, lambda numbers: [passage_ids[i] for i in numbers], scores, rows)
+    with new_file(out) as aside:
+        write_run(run, aside)
+    return len(run)
+
+
+def lists_of(run: Run, dataset: Dataset, query_ids: Sequence[str]) -> Lists:
+    """A run as arrays (scores, passage rows) [Q, K]; shorter lists are filled with row -1."""
+    ranked = [sorted(run.get(q, {}).items(), key=lambda item: -item[1]) for q in query_ids]
+    width = max((len(pairs) for pairs in ranked), default=0)
+    scores = np.full((len(ranked), width), -np.inf, dtype=np.float32)
+    rows = np.full((len(ranked), width), -1, dtype=np.int64)
+    for i, pairs in enumerate(ranked):
+        rows[i, : len(pairs)] = dataset.corpus.rows([p for p, _ in pairs])
+        scores[i, : len(pairs)] = [s for _, s in pairs]
+    return scores, rows
+
+
+def mine_to(
+    dataset: Dataset,
+    run_file: Path,
+    split: str,
+    out: Path,
+    *,
+    negatives: int,
+    sampling: Method,
+    answer_filter: bool,
+    seed: int,
+    denoise_with: str | None = None,
+    rule: str = "calibrated",
+) -> str:
+    """Hard negatives of a split's queries as JSONL lines {"query", "positive", "negatives"}.  -> what was found"""
+    positives = positives_of(dataset.split(split), dataset.queries, dataset.corpus)
+    query_rows = np.array(sorted(positives), dtype=np.int64)
+    query_ids = dataset.queries.ids(query_rows)
+    scores, rows = lists_of(read_run(run_file), dataset, query_ids)
+    answers = {int(r): dataset.answers.get(q, ()) for r, q in zip(query_rows, query_ids, strict=True)}
+    pools = pools_from_lists(
+        rows, scores, query_rows, positives, dataset.corpus.groups,
+        answers=answers if answer_filter else None, passage_text=dataset.corpus.text, generation=run_file.name,
+    )  # fmt: skip
+    if denoise_with:
+        pools = _denoised(dataset, pools, denoise_with, rule)
+    usable = trainable(pools, negatives)
+    lists = draw(pools, usable, negatives, np.random.default_rng(seed), method=sampling)
+    with new_file(out) as aside, aside.open("w", encoding="utf-8") as file:
+        for query, passages in zip(pools.queries[usable], lists, strict=True):
+            ids = dataset.corpus.ids(passages)
+            line = {"query": dataset.queries.id(int(query)), "positive": ids[0], "negatives": ids[1:]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return f"{out}: {len(usable)} lists of 1 + {negatives}\n{report(pools, negatives)}"
+
+
+def _denoised(dataset: Dataset, pools: Pools, ranker: str, rule: str) -> Pools:
+    score = pair_scorer(dataset, load_ranker(ranker).to(choose_device().value), autocast_type("auto"))
+    candidates = score(pools.pair_queries(), pools.candidates)
+    heads = score(pools.queries, pools.heads)
+    return denoise(pools, candidates, heads, rule=rule, groups=dataset.corpus.groups).pools
+
+
+def pair_scorer(
+    dataset: Dataset, ranker: Ranker, dtype: torch.dtype | None
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Ranker logits of (query rows, passage rows)."""
+    cache = default_cache() / "tokens"
+    queries, passages = ranker.tokenize(dataset.queries, cache, "query"), ranker.tokenize(dataset.corpus, cache)
+    return lambda q, p: score_pairs(ranker, queries, passages, q, p, dtype=dtype)
+
+
+def rerank_to(dataset: Dataset, ranker: str, run_file: Path, depth: int, out: Path, *, precision: str) -> int:
+    """The top ``depth`` of each query of a run in the ranker's order.  -> pairs scored"""
+    run = read_run(run_file)
+    query_rows = dataset.queries.rows(run)
+    _, rows = lists_of(run, dataset, list(run))
+    top = rows[:, :depth]
+    inside = top >= 0
+    model = load_ranker(ranker).to(choose_device().value)
+    score = pair_scorer(dataset, model, autocast_type(precision))
+    values = np.full(top.shape, -np.inf, dtype=np.float32)
+    values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
+    scores, ordered = rerank(top, values)
+    with new_file(out) as aside:
+        write_run(run_of(list(run), dataset.corpus.ids, scores, ordered), aside)
+    return int(inside.sum())
+
+
+def export_to(retriever: str, ranker: str, out: Path, *, layers: int = 0, command: str = "") -> None:
+    """A pair as plain sentence-transformers folders, verified in a fresh process."""
+    card = {"retriever": Path(retriever).name, "ranker": Path(ranker).name, "command": command}
+    exporting.export(load_retriever(retriever, layers=layers), load_ranker(ranker, layers=layers), out, card=card)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows on one split, and whether the ranker helps its own retriever."""
+
+    split: str
+    rows: Sequence[Row]
+    measures: Sequence[str]
+    sentence: str
+
+    def text(self) -> str:
+        """A table and the sentence."""
+        cells = [[row.name, *(str(row.estimates[m]) for m in self.measures)] for row in self.rows]
+        count = len(next(iter(self.rows[0].values.values())))
+        head = f"{self.split}: {count} queries, means with 95 % intervals"
+        return "\n".join([head, "", table(cells, ["system", *self.measures]), "", self.sentence])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"split": self.split, "rows": [row.as_dict() for row in self.rows], "sentence": self.sentence}
+
+
+def evaluate_pair(
+    data: str | Path | Dataset,
+    retriever: str,
+    ranker: str,
+    *,
+    split: str,
+    depth: int,
+    candidates: Path | None,
+    measures: Sequence[str],
+    precision: str,
+    runs: Path | None,
+) -> Evaluation:
+    """BM25 and the pair's three rows on a split. Fixed candidates are a given run's, or BM25's."""
+    dataset = data if isinstance(data, Dataset) else load(data)
+    chosen = choose_split(dataset, split, 0)
+    ids = dataset.queries.ids(chosen.rows)
+    dtype, device = autocast_type(precision), choose_device().value
+    first, second = load_retriever(retriever).to(device), load_ranker(ranker).to(device)
+    if second.new_head:
+        raise InputError("the ranker has no trained head", where=ranker, expected="a CrossEncoder with one logit")
+    retrieved = _retrieve(dataset, first, chosen.rows, max(100, depth), dtype)
+    corpus = (dataset.corpus.text(row) for row in range(len(dataset.corpus)))
+    queries = (dataset.queries.text(int(row)) for row in chosen.rows)
+    bm25 = Bm25(corpus, len(dataset.corpus)).search(queries, len(chosen.rows), max(100, depth))
+    fixed = lists_of(read_run(candidates), dataset, ids) if candidates else bm25
+    result = three_rows(
+        chosen.qrels, ids, chosen.rows, dataset.corpus.ids, retrieved, (fixed[0][:, :depth], fixed[1][:, :depth]),
+        pair_scorer(dataset, second, dtype), depth=depth, measures=measures,
+    )  # fmt: skip
+    bm25_run = run_of(ids, dataset.corpus.ids, *bm25)
+    rows = [evaluate("BM25", chosen.qrels, bm25_run, measures, 0), *result.table.rows]
+    if runs is not None:
+        _write_runs(runs, {"BM25": bm25_run, **result.runs})
+    sentence = verdict(result.table.row(RETRIEVER), result.table.row(CASCADE), measure=measures[0])
+    return Evaluation(split, rows, measures, sentence)
+
+
+def _retrieve(dataset: Dataset, model: Retriever, rows: np.ndarray, k: int, dtype: torch.dtype | None) -> Lists:
+    cache = default_cache() / "tokens"
+    passages = encode(model, model.tokenize(dataset.corpus, "passage", cache), "passage", dtype=dtype)
+    queries = encode(model, model.tokenize(dataset.queries, "query", cache), "query", dtype=dtype)
+    scores, found = build_index(passages).search(queries[rows], k)
+    return scores * np.float32(model.scale), found
+
+
+def _write_runs(folder: Path, runs: Mapping[str, Run]) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError("the runs folder is already used", where=str(folder), fix="choose another --runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, run in runs.items():
+        write_run(run, folder / f"{name.replace(' ', '-')}.trec")

@@ -1,0 +1,79 @@
+"""One of several processes: computes every case's gradient of its share of the batch and saves what it ends with.
+
+Run as ``RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python process_worker.py RETRIEVER RANKER OUT``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fit_fixtures import STEPS, Pair, draw, gradient_of, load_pair
+from sparring.distributed import make_accelerator, processes, rank
+from sparring.losses import Terms, list_softmax
+from sparring.phases.fit import ListBatch, Scorer, Step, fit
+from sparring.types import InputError
+
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"step": name} for name in STEPS},
+    **{f"{name} cached": {"step": name, "gradient_cache": True} for name in STEPS},
+    "ar2 mean accumulated": {"step": "ar2 mean", "accumulate": 2},
+    "rocketqav2 paper accumulated": {"step": "rocketqav2 paper", "accumulate": 2},
+    "in-batch two towers": {"step": "in-batch", "two_towers": True},
+    "in-batch two towers cached": {"step": "in-batch", "two_towers": True, "gradient_cache": True},
+}
+"""Name -> the step of `fit_fixtures.STEPS` and how it is run. Small token budgets give several chunks."""
+
+
+def pair_of(retriever: str, ranker: str, case: dict[str, Any]) -> tuple[Pair, Step, dict[str, Any]]:
+    """The pair, the step and the options of a case."""
+    options = dict(case)
+    step, towers = STEPS[options.pop("step")](), options.pop("two_towers", False)
+    return load_pair(Path(retriever), Path(ranker), dropout=False, token_budget=64, two_towers=towers), step, options
+
+
+def broken_on_the_last(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
+    """A loss that is not a number in one process only."""
+    loss = list_softmax(score.ranker(batch), queries=batch.total)
+    return Terms(loss * (float("nan") if rank() == processes() - 1 else 1.0), {}), {}
+
+
+def main(retriever: str, ranker: str, out: Path) -> None:
+    """All cases, then three real updates with the second team of a run, then an error in one process."""
+    torch.set_num_threads(1)
+    accelerator = make_accelerator("cpu")
+    logs: dict[str, Any] = {"processes": processes()}
+    for name, case in CASES.items():
+        pair, step, options = pair_of(retriever, ranker, case)
+        team = pair.team(accelerator)
+        logs[f"{name} wrapped"] = [isinstance(t.wrapped, nn.parallel.DistributedDataParallel) for t in team.values()]
+        grads, logs[name] = gradient_of(pair, team, step, **options)
+        save_file(grads, out / f"{name} {rank()}.safetensors")
+    pair, step, _ = pair_of(retriever, ranker, {"step": "rocketqav2 paper"})
+    pair.team(accelerator)
+    accelerator.free_memory()
+    team = pair.team(accelerator, lr=1e-4)
+    scorer = pair.scorer(team, step)
+    logs["fit"] = fit(team, scorer, step, draw, steps=3, batch=8)
+    logs["forwards"] = scorer.forwards.to_dict()
+    weights = {f"{name} {k}": v for name, t in team.items() for k, v in t.model.state_dict().items()}
+    save_file({k: v.clone() for k, v in weights.items()}, out / f"weights {rank()}.safetensors")
+    broken = Step("broken", ("ranker",), broken_on_the_last)
+    try:
+        fit(team, pair.scorer(team, broken), broken, draw, steps=1, batch=4)
+    except InputError as error:
+        logs["error"] = str(error)
+    (out / f"logs {rank()}.json").write_text(json.dumps(logs), encoding="utf-8")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
