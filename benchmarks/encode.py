@@ -84,9 +84,9 @@ def arms_of(
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--passages", type=int, default=2000, help="passages drawn from the AWS set")
+    parser.add_argument("--passages", type=int, default=1000, help="passages drawn from the AWS set")
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a passage")
-    parser.add_argument("--token-budget", type=int, default=16384, help="padded tokens of one of our batches")
+    parser.add_argument("--token-budget", type=int, default=2048, help="padded tokens of one of our batches")
     parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="both")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

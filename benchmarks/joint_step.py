@@ -31,7 +31,6 @@ from sparring.losses import Terms, rocketqav2
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases.fit import Feed, ListBatch, Name, Scorer, Trainee, fit, make_trainee
 from sparring.recipes.rocketqav2 import RocketQAv2Config, joint_step
-from sparring.recipes.settings import RunConfig
 from sparring.recipes.train import tokenise
 
 RATE = 1e-5
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=4, help="queries a step")
     parser.add_argument("--size", type=int, default=8, help="passages a list; the papers use 32 and 128")
     parser.add_argument("--lengths", type=int, nargs=3, default=[32, 128, 160], help="query, passage, pair tokens")
-    parser.add_argument("--train-tokens", type=int, default=RunConfig.train_tokens, help="our padded tokens a forward")
+    parser.add_argument("--train-tokens", type=int, default=2048, help="our padded tokens a forward")
     parser.add_argument("--no-dropout", action="store_true", help="leave dropout out on both sides")
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"], default="both")
     options = parser.parse_args()

@@ -66,7 +66,7 @@ def refresh(dataset: Dataset, retriever: Retriever, feed: Feed, out: Path, budge
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], repetitions=1)
-    parser.add_argument("--max-length", type=int, default=32, help="tokens of a passage")
+    parser.add_argument("--max-length", type=int, default=16, help="tokens of a passage")
     parser.add_argument("--token-budget", type=int, default=2048, help="padded tokens of one batch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -215,7 +215,7 @@ def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tup
 @click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME")
 @click.option("--kind", type=click.Choice(["passage", "query"]), default="passage", show_default=True)
 @click.option("--out", required=True, type=PATH, help="A .npy file, float32 [N, d].")
-@click.option("--batch-tokens", default=16384, show_default=True, help="Padded tokens of one forward.")
+@click.option("--batch-tokens", default=0, help="Padded tokens of one forward; default: 2048 on a CPU, else 16384.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 def encode(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,

@@ -69,6 +69,11 @@ def choose_threads(wanted: int = 0) -> Choice:
     return Choice("threads", str(min(usable, torch.get_num_threads())), f"{usable} cores are usable by this process")
 
 
+def choose_tokens(wanted: int, device: str, elsewhere: int) -> int:
+    """Padded tokens of one forward: as asked; else 2,048 on a CPU (tensors stay in its cache) or ``elsewhere``."""
+    return wanted or (2048 if device == "cpu" else elsewhere)
+
+
 def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """The one Accelerator of a run.
 
@@ -78,12 +83,30 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | No
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    _require_trackers(trackers)
     return Accelerator(
         cpu=device == "cpu",
         log_with=list(trackers) or None,
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def _require_trackers(trackers: Sequence[str]) -> None:
+    """accelerate leaves out a tracker that is not installed without a word; here that is an error."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in trackers:
+        if name not in installed:
+            raise InputError(
+                f"the tracker {name!r} is not there",
+                where="run.trackers",
+                expected=f"installed ones: {', '.join(sorted(installed)) or 'none'}; known: {', '.join(known)}",
+                got=name,
+                fix=f"pip install {name}, or leave it out" if name in known else "use one of the known names",
+            )
 
 
 def processes() -> int:

@@ -5,6 +5,7 @@ Nothing here prints: bars go to standard error through tqdm, and only when it is
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import math
@@ -37,6 +38,16 @@ def table(rows: Sequence[Sequence[object]], headers: Sequence[str], *, markdown:
     """Rows as an aligned text table, or as a Markdown one."""
     style = "github" if markdown else "simple"
     return str(tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True))
+
+
+def release_memory() -> None:
+    """Give freed heap memory back to the system, where the C library can (glibc).
+
+    Training frees many tensors of ever different sizes; glibc keeps them, and a long run's memory would only grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def peak_memory_bytes() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from sparring.log import Metrics, peak_memory_bytes
+from sparring.log import Metrics, peak_memory_bytes, release_memory
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -63,6 +63,7 @@ class RunDir:
         start = time.monotonic()
         logger.info("%s ...", name)
         result = function(*args, **kwargs)
+        release_memory()
         seconds, memory = time.monotonic() - start, peak_memory_bytes()
         self.phases.append((name, seconds, memory))
         self.metrics.write("phase", name=name, took=round(seconds, 3), peak_memory_mb=memory // 2**20)

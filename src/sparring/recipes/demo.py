@@ -11,6 +11,7 @@ import torch
 
 from sparring.data import Dataset, default_cache, load
 from sparring.data.demo import prepare_aws, prepare_minilm
+from sparring.distributed import choose_tokens
 from sparring.log import table
 from sparring.models import Retriever, load_retriever
 from sparring.phases.encode import encode
@@ -74,7 +75,10 @@ def _search(
     retriever: Retriever, dataset: Dataset, questions: Sequence[str], top: int, cache: Path, dtype: torch.dtype | None
 ) -> np.ndarray:
     """Passage rows [questions, top]."""
-    passages = encode(retriever, retriever.tokenize(dataset.corpus, "passage", cache), "passage", dtype=dtype)
-    queries = encode(retriever, retriever.tokenize(questions, "query", None), "query", dtype=dtype)
+    budget = choose_tokens(0, retriever.device.type, 16384)
+    store = retriever.tokenize(dataset.corpus, "passage", cache)
+    passages = encode(retriever, store, "passage", token_budget=budget, dtype=dtype)
+    asked = retriever.tokenize(questions, "query", None)
+    queries = encode(retriever, asked, "query", token_budget=budget, dtype=dtype)
     return build_index(passages).search(queries, top)[1]
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sparring.data import Dataset
-from sparring.distributed import rank
+from sparring.distributed import choose_tokens, rank
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
 from sparring.phases.encode import encode
@@ -173,12 +173,12 @@ class Experiment:
         folder.mkdir(parents=True)
         corpus = self.run.phase(
             f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
-            out=folder / "passages.npy", token_budget=self.config.encode_tokens, dtype=self.dtype,
+            out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
             progress=f"{name}: encode passages",
         )  # fmt: skip
         queries = encode(
             self.retriever, self.feed.retriever_queries, "query",
-            token_budget=self.config.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
+            token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
         )  # fmt: skip
         index = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
         lists = {}
@@ -275,7 +275,7 @@ class Experiment:
     def _score(self, query_rows: np.ndarray, passage_rows: np.ndarray, label: str) -> np.ndarray:
         return score_pairs(
             self.ranker, self.feed.ranker_queries, self.feed.ranker_passages, query_rows, passage_rows,
-            token_budget=self.config.encode_tokens, dtype=self.dtype, progress=label,
+            token_budget=self.encode_tokens, dtype=self.dtype, progress=label,
         )  # fmt: skip
 
     def keep(self, name: str) -> None:
@@ -304,6 +304,11 @@ class Experiment:
     def dtype(self) -> torch.dtype | None:
         """Autocast type of encoding and scoring, or None for float32."""
         return torch.bfloat16 if self.precision == "bf16" else None
+
+    @property
+    def encode_tokens(self) -> int:
+        """Padded tokens of one forward in encoding and scoring."""
+        return choose_tokens(self.config.encode_tokens, self.accelerator.device.type, 16384)
 
     def seed_of(self, name: str) -> int:
         """A seed for one phase: the same in every recipe that has a phase of this name."""

@@ -40,10 +40,10 @@ class RunConfig:
     """auto: bf16 where the device has fast bf16, else fp32."""
     threads: int = 0
     """CPU threads; 0 is automatic."""
-    train_tokens: int = 8192
-    """Padded tokens in one forward call of training."""
-    encode_tokens: int = 16384
-    """Padded tokens in one forward call of encoding and scoring."""
+    train_tokens: int = 0
+    """Padded tokens in one chunk of a training forward; 0 is automatic: 2,048 on a CPU, 8,192 elsewhere."""
+    encode_tokens: int = 0
+    """Padded tokens in one forward of encoding and scoring; 0 is automatic: 2,048 on a CPU, 16,384 elsewhere."""
     gradient_cache: bool = False
     """Recompute activations chunk by chunk, so that lists of any length fit; costs one more forward."""
     index: Literal["exact", "hnsw", "ivf"] = "exact"
@@ -79,7 +79,7 @@ class RunConfig:
         at_least(0, layers=self.layers, retriever_layers=self.retriever_layers, ranker_layers=self.ranker_layers)
         at_least(0, retriever_max_length=self.retriever_max_length, ranker_max_length=self.ranker_max_length)
         at_least(1, mine_depth=self.mine_depth, search_depth=self.search_depth, rerank_depth=self.rerank_depth)
-        at_least(64, train_tokens=self.train_tokens, encode_tokens=self.encode_tokens)
+        at_least(64, train_tokens=self.train_tokens or 64, encode_tokens=self.encode_tokens or 64)
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("similarity", self.similarity, ("auto", "dot", "cosine"))
         one_of("pooling", self.pooling, ("mean", "cls"))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sparring.data import Dataset, default_cache, load, read_run, write_run
-from sparring.distributed import choose_device, choose_precision
+from sparring.distributed import choose_device, choose_precision, choose_tokens
 from sparring.log import table
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases import export as exporting
@@ -76,7 +76,8 @@ def encode_to(
     texts = dataset.corpus if kind == "passage" else dataset.queries
     store = model.tokenize(texts, kind, default_cache() / "tokens")
     out.parent.mkdir(parents=True, exist_ok=True)
-    vectors = encode(model, store, kind, out=out, token_budget=batch_tokens, dtype=autocast_type(precision))
+    tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
+    vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
     ids = out.with_name(out.name + ".ids.txt")
     ids.write_text("".join(f"{texts.id(row)}\n" for row in range(len(texts))), encoding="utf-8")
     return len(vectors), vectors.shape[1]
@@ -186,7 +187,8 @@ def pair_scorer(
     """Ranker logits of (query rows, passage rows)."""
     cache = default_cache() / "tokens"
     queries, passages = ranker.tokenize(dataset.queries, cache, "query"), ranker.tokenize(dataset.corpus, cache)
-    return lambda q, p: score_pairs(ranker, queries, passages, q, p, dtype=dtype)
+    tokens = choose_tokens(0, ranker.device.type, 16384)
+    return lambda q, p: score_pairs(ranker, queries, passages, q, p, token_budget=tokens, dtype=dtype)
 
 
 def rerank_to(dataset: Dataset, ranker: str, run_file: Path, depth: int, out: Path, *, precision: str) -> int:
@@ -272,8 +274,10 @@ def evaluate_pair(
 
 def _retrieve(dataset: Dataset, model: Retriever, rows: np.ndarray, k: int, dtype: torch.dtype | None) -> Lists:
     cache = default_cache() / "tokens"
-    passages = encode(model, model.tokenize(dataset.corpus, "passage", cache), "passage", dtype=dtype)
-    queries = encode(model, model.tokenize(dataset.queries, "query", cache), "query", dtype=dtype)
+    budget = choose_tokens(0, model.device.type, 16384)
+    store = model.tokenize(dataset.corpus, "passage", cache)
+    passages = encode(model, store, "passage", token_budget=budget, dtype=dtype)
+    queries = encode(model, model.tokenize(dataset.queries, "query", cache), "query", token_budget=budget, dtype=dtype)
     scores, found = build_index(passages).search(queries[rows], k)
     return scores * np.float32(model.scale), found
 

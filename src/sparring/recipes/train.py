@@ -14,7 +14,15 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sparring.config import build, parse_assignments, read_toml, to_toml
 from sparring.data import Dataset, default_cache, load
-from sparring.distributed import Choice, choose_device, choose_precision, choose_threads, make_accelerator, rank
+from sparring.distributed import (
+    Choice,
+    choose_device,
+    choose_precision,
+    choose_threads,
+    choose_tokens,
+    make_accelerator,
+    rank,
+)
 from sparring.log import Metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases.export import export
@@ -126,6 +134,7 @@ def set_up(
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
     splits = choose_splits(dataset, settings)
+    require_pools(objects, len(dataset.corpus))
     device, precision, threads = choose_hardware(settings)
     torch.set_num_threads(int(threads.value))
     torch.manual_seed(settings.seed)
@@ -140,7 +149,8 @@ def set_up(
         record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
     for model in pair:
         model.to(accelerator.device)
-    feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", settings.train_tokens)
+    tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
+    feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
     return Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits)
 
 
@@ -149,6 +159,25 @@ def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:
     dataset.split("train")
     dev = choose_split(dataset, settings.dev_split, settings.dev_queries)
     return dev, choose_split(dataset, settings.test_split, settings.test_queries)
+
+
+def require_pools(objects: Mapping[str, Any], passages: int) -> None:
+    """Refuse lists longer than any pool can be, before anything is computed or written."""
+    depth = {"run": objects["run"].mine_depth, "warmup": objects["warmup"].ranker_depth}
+    wanted = [("warmup.ranker_negatives", objects["warmup"].ranker_negatives, depth["warmup"])]
+    wanted += [("warmup.retriever_negatives", objects["warmup"].retriever_negatives, objects["warmup"].bm25_depth)]
+    wanted += [
+        (f"{name}.negatives", config.negatives, depth["run"])
+        for name, config in objects.items()
+        if name in RECIPES
+    ]
+    for field, negatives, largest in wanted:
+        if negatives > min(largest, passages - 1):
+            raise InputError(
+                "a list asks for more negatives than any pool can have",
+                where=field, expected=f"at most {min(largest, passages - 1)} (depth {largest}, {passages} passages)",
+                got=str(negatives), fix=f"make {field} smaller, or mine deeper (run.mine_depth)",
+            )  # fmt: skip
 
 
 def choose_hardware(settings: RunConfig) -> tuple[Choice, Choice, Choice]:
@@ -219,12 +248,12 @@ def record_start(
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     """Export, summary, and away with what only the run needed."""
-    shutil.rmtree(x.run.path / "states")
-    shutil.rmtree(x.run.path / "index", ignore_errors=True)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
     x.run.phase("export", export, x.retriever, x.ranker, x.run.path, card={**card, "metrics": metrics})
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
+    shutil.rmtree(x.run.path / "states")
+    shutil.rmtree(x.run.path / "index", ignore_errors=True)
 
 
 def card_of(

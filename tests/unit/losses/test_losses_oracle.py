@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import loss_checks as checks
 import loss_oracle as oracle
 import numpy as np
