@@ -81,7 +81,7 @@ def hardware() -> str:
     )
 
 
-def report(out: Path, measures: tuple[str, ...] = ("RR@10", "nDCG@10", "R@100")) -> str:
+def report(out: Path, measures: tuple[str, ...] = ("RR@10", "nDCG@10", "R@10")) -> str:
     """Tables over all seeds: mean [95 % interval over queries] (spread of the seeds), tests against `separate`."""
     from sparring.log import table
     from sparring.phases.evaluate import CASCADE, FIXED, RETRIEVER

@@ -127,7 +127,8 @@ def _option(option: click.Option) -> str:
 def _values(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         return "\\|".join(map(str, option.type.choices))
-    return option.metavar or {"integer": "N", "float": "X"}.get(option.type.name, option.type.name.upper())
+    words = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
+    return option.metavar or words.get(option.type.name, option.type.name.upper())
 
 
 def render(page: str) -> str:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sparring.phases.denoise import DEFAULTS
 from sparring.types import InputError
 
 if TYPE_CHECKING:
     from sparring.data import Dataset
 
 PATH = click.Path(path_type=Path)
+COUNT, NUMBER = click.IntRange(min=1), click.IntRange(min=0)
 RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "separate", "frozen-teacher")
 
 
@@ -53,30 +55,69 @@ def main(quiet: bool) -> None:
     ours.propagate = False
 
 
-def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """DATA, or the files that make it up."""
-    for option in reversed(
-        (
-            click.argument("data", required=False, type=PATH),
-            click.option("--corpus", multiple=True, type=PATH, help="Corpus file(s), if not in DATA."),
-            click.option("--queries", multiple=True, type=PATH, help="Query or topic file(s)."),
-            click.option("--qrels", multiple=True, metavar="SPLIT=FILE", help="Labels of a split; repeatable."),
-            click.option("--no-titles", is_flag=True, help="Ignore titles."),
-        )
-    ):
-        function = option(function)
-    return function
+def data_options(name: str = "data") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """DATA (an argument, or an option of that name), or the files that make it up."""
+    folder = (
+        click.option(name, type=PATH, help="Folder or file of the data set.")
+        if name.startswith("-")
+        else click.argument(name, required=False, type=PATH)
+    )
+    options = (
+        folder,
+        click.option("--corpus", multiple=True, type=PATH, help="Corpus file(s), if not in DATA."),
+        click.option("--queries", multiple=True, type=PATH, help="Query or topic file(s)."),
+        click.option("--qrels", multiple=True, metavar="SPLIT=FILE", help="Labels of a split; repeatable."),
+        click.option("--no-titles", is_flag=True, help="Ignore titles."),
+    )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def _files(corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...]) -> dict[str, Any]:
-    labels = dict(text.partition("=")[::2] for text in qrels)
-    if any(not file for file in labels.values()):
-        raise InputError("--qrels needs a split and a file", expected="--qrels train=FILE", got=" ".join(qrels))
-    return {
-        "corpus": list(corpus) or None,
-        "queries": list(queries) or None,
-        "qrels": {split: Path(file) for split, file in labels.items()} or None,
-    }
+def _trust(function: Callable[..., Any]) -> Callable[..., Any]:
+    option = click.option("--trust-remote-code", is_flag=True, help="Run code that a model brings along.")
+    return option(function)
+
+
+def _precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Number format of the models' forwards; auto: bf16 where the device has fast bf16, else fp32."
+    choice = click.Choice(["auto", "fp32", "bf16"])
+    return click.option("--precision", type=choice, default="auto", show_default=True, help=text)(function)
+
+
+def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Pooling of a plain encoder; a SentenceTransformer keeps its own."
+    choice = click.Choice(["mean", "cls"])
+    return click.option("--pooling", type=choice, default="mean", show_default=True, help=text)(function)
+
+
+def _max_length(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Tokens of an input, special tokens included; 0 is the model's own limit."
+    return click.option("--max-length", type=NUMBER, default=0, show_default=True, help=text)(function)
+
+
+def _files(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], what: str = "DATA"
+) -> dict[str, Any]:
+    if data is None and not corpus and not queries:
+        raise InputError(f"{what} is missing", expected="a folder or file, or --corpus, --queries and --qrels")
+    labels: dict[str, Path] = {}
+    for text in qrels:
+        split, _, file = text.partition("=")
+        if not split or not file:
+            raise InputError("--qrels needs a split and a file", expected="--qrels train=FILE", got=text)
+        if split in labels:
+            raise InputError(f"--qrels names the split {split} twice", expected="one file a split", got=" ".join(qrels))
+        labels[split] = Path(file)
+    return {"corpus": list(corpus) or None, "queries": list(queries) or None, "qrels": labels or None}
+
+
+def _rules(place: int) -> str:
+    return ", ".join(f"{thresholds[place]:g} ({rule})" for rule, thresholds in DEFAULTS.items())
 
 
 def _load(
@@ -84,11 +125,11 @@ def _load(
 ) -> Dataset:
     from sparring.data import load
 
-    return load(data, titles=not no_titles, **_files(corpus, queries, qrels))
+    return load(data, titles=not no_titles, **_files(data, corpus, queries, qrels))
 
 
 @main.command()
-@data_options
+@data_options()
 @click.option("--retriever", help="Measure token lengths against this model's maximum.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -100,12 +141,13 @@ def check(
     from sparring.data import check as check_data
     from sparring.log import table
 
+    files = _files(data, corpus, queries, qrels)
     lengths: dict[str, Any] = {}
     if retriever:
         from sparring.recipes.standalone import token_lengths
 
         lengths = token_lengths(retriever)
-    report = check_data(data, titles=not no_titles, **lengths, **_files(corpus, queries, qrels))
+    report = check_data(data, titles=not no_titles, **lengths, **files)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -125,16 +167,16 @@ def _as_lines(value: Any, label: str) -> list[str]:
 
 
 @main.command()
-@data_options
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True)
+@data_options()
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="How to train.")
 @click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
 @click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
 @click.option("--out", required=True, type=PATH, help="Run folder; must be new or empty.")
 @click.option("--config", type=PATH, help="TOML file.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
-@click.option("--layers", type=int, help="Keep the first N layers of both encoders.")
-@click.option("--seed", type=int, help="Seed of every random choice.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that a model brings along.")
+@click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
+@click.option("--seed", type=NUMBER, help="Seed of every random choice.")
+@_trust
 def train(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path, config: Path | None, assignments: tuple[str, ...],
@@ -149,9 +191,9 @@ def train(
     settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
     settings += ["run.trust_remote_code=true"] if trust_remote_code else []
     settings += ["run.titles=false"] if no_titles else []
-    resolve_config(recipe, config, settings)
+    resolved = resolve_config(recipe, config, settings)
     require_unused(out)
-    dataset = _load(data, corpus, queries, qrels, no_titles)
+    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
     result = run(
         dataset, retriever, ranker,
         out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
@@ -173,30 +215,55 @@ def _command() -> str:
 
 @main.command()
 @click.argument("run", required=False, type=PATH)
-@click.option("--data", required=True, type=PATH)
-@click.option("--retriever", metavar="PATH_OR_HUB_NAME")
-@click.option("--ranker", metavar="PATH_OR_HUB_NAME")
-@click.option("--split", default="test", show_default=True)
-@click.option("--depth", default=50, show_default=True, help="Passages per query that the ranker re-ranks.")
+@data_options("--data")
+@click.option("--retriever", metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder; default: RUN's.")
+@click.option("--ranker", metavar="PATH_OR_HUB_NAME", help="CrossEncoder with one logit; default: RUN's.")
+@click.option("--split", default="test", show_default=True, help="Split whose queries are evaluated.")
+@click.option("--depth", type=COUNT, default=50, show_default=True, help="Passages per query that the ranker re-ranks.")
 @click.option("--candidates", type=PATH, help="TREC run of fixed candidates; default: BM25's.")
-@click.option("--measures", default="RR@10,nDCG@10,R@10,R@100,Success@5", show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--measures",
+    default="RR@10,nDCG@10,R@10,R@100,Success@5",
+    show_default=True,
+    help="RR, nDCG, R or Success at any cutoff, separated by commas; the first one is tested.",
+)
+@_precision
+@_pooling
+@_trust
 @click.option("--runs", type=PATH, help="Folder for the TREC runs; must be new or empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
-    run: Path | None, data: Path, retriever: str | None, ranker: str | None, split: str, depth: int,
-    candidates: Path | None, measures: str, precision: str, runs: Path | None, as_json: bool,
+    run: Path | None, data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...],
+    no_titles: bool, retriever: str | None, ranker: str | None, split: str, depth: int, candidates: Path | None,
+    measures: str, precision: str, pooling: str, trust_remote_code: bool, runs: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Evaluate a pair: BM25, retriever, ranker on fixed candidates, cascade, with 95 % intervals."""
+    """Evaluate a pair: BM25, retriever, ranker on fixed candidates, cascade, with 95 % intervals.
+
+    A run folder brings its models, and whether passages are read with their titles.
+    """
     from sparring.recipes.standalone import evaluate_pair
 
     models = _pair_of(run, retriever, ranker)
+    _files(data, corpus, queries, qrels, "--data")
+    dataset = _load(data, corpus, queries, qrels, no_titles or _without_titles(run))
     result = evaluate_pair(
-        data, *models,
-        split=split, depth=depth, candidates=candidates, measures=tuple(measures.split(",")),
-        precision=precision, runs=runs,
+        dataset, *models,
+        split=split, depth=depth, candidates=candidates, measures=tuple(measures.split(",")), precision=precision,
+        runs=runs, pooling=pooling, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else result.text())
+
+
+def _without_titles(run: Path | None) -> bool:
+    """Whether a run was trained without titles; what its configuration says is logged."""
+    from sparring.config import read_toml
+
+    if run is None or not (run / "config.toml").is_file():
+        return False
+    section = read_toml(run / "config.toml").get("run")
+    without = isinstance(section, dict) and section.get("titles") is False
+    logging.getLogger("sparring").info("titles are %s, as in %s", "ignored" if without else "read", run / "config.toml")
+    return without
 
 
 def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tuple[str, str]:
@@ -211,27 +278,49 @@ def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tup
 
 
 @main.command()
-@data_options
-@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME")
-@click.option("--kind", type=click.Choice(["passage", "query"]), default="passage", show_default=True)
+@data_options()
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option(
+    "--kind",
+    type=click.Choice(["passage", "query"]),
+    default="passage",
+    show_default=True,
+    help="Which texts, with the model's prompt for them.",
+)
 @click.option("--out", required=True, type=PATH, help="A .npy file, float32 [N, d].")
-@click.option("--batch-tokens", default=0, help="Padded tokens of one forward; default: 2048 on a CPU, else 16384.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--batch-tokens", type=NUMBER, default=0, help="Padded tokens of one forward; default: 2048 on a CPU, else 16384."
+)
+@_precision
+@_pooling
+@_max_length
+@_trust
 def encode(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
-    retriever: str, kind: Literal["passage", "query"], out: Path, batch_tokens: int, precision: str,
+    retriever: str, kind: Literal["passage", "query"], out: Path, batch_tokens: int, precision: str, pooling: str,
+    max_length: int, trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Embed all passages (or queries); continues where an interrupted call stopped. Ids go to OUT.ids.txt."""
     from sparring.recipes.standalone import encode_to
 
     dataset = _load(data, corpus, queries, qrels, no_titles)
-    count, dim = encode_to(dataset, retriever, kind, out, batch_tokens=batch_tokens, precision=precision)
+    count, dim = encode_to(
+        dataset, retriever, kind, out,
+        batch_tokens=batch_tokens, precision=precision, pooling=pooling, max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     click.echo(f"{out}: {count} {'passages' if kind == 'passage' else 'queries'} x {dim}")
 
 
 @main.command()
 @click.argument("embeddings", type=PATH)
-@click.option("--kind", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["exact", "hnsw", "ivf"]),
+    default="exact",
+    show_default=True,
+    help="Exact search, a graph (hnsw) or inverted lists (ivf).",
+)
 @click.option("--out", required=True, type=PATH, help="A faiss index file.")
 def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf"], out: Path) -> None:
     """Build a search index from passage embeddings."""
@@ -244,7 +333,7 @@ def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf"], out: Path) ->
 @click.option("--index", "index_file", required=True, type=PATH, help="From `sparring index`.")
 @click.option("--passages", required=True, type=PATH, help="Embeddings that were indexed (with .ids.txt).")
 @click.option("--query-embeddings", "queries", required=True, type=PATH, help="From `encode --kind query`.")
-@click.option("-k", default=100, show_default=True, help="Passages per query.")
+@click.option("-k", type=COUNT, default=100, show_default=True, help="Passages per query.")
 @click.option("--out", required=True, type=PATH, help="A TREC run file.")
 def search(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> None:
     """Search an index with query embeddings; writes a TREC run."""
@@ -254,71 +343,106 @@ def search(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -
 
 
 @main.command()
-@data_options
+@data_options()
 @click.option("--run", "run_file", required=True, type=PATH, help="TREC run of the training queries.")
-@click.option("--split", default="train", show_default=True)
-@click.option("--negatives", default=15, show_default=True, help="Negatives per list.")
-@click.option("--sampling", type=click.Choice(["uniform", "simans", "top"]), default="uniform", show_default=True)
+@click.option("--split", default="train", show_default=True, help="Split whose labels are the positives.")
+@click.option("--negatives", type=COUNT, default=15, show_default=True, help="Negatives per list.")
+@click.option(
+    "--sampling",
+    type=click.Choice(["uniform", "simans", "top"]),
+    default="uniform",
+    show_default=True,
+    help="How negatives are drawn: equal chances, near the positive's score, or the best.",
+)
+@click.option(
+    "--simans-a",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="SimANS: sharpness around the positive's score.",
+)
+@click.option("--simans-b", type=float, default=0.0, show_default=True, help="SimANS: offset from that score.")
 @click.option("--denoise", metavar="RANKER", help="Keep only negatives that this ranker scores low; promote high ones.")
-@click.option("--rule", type=click.Choice(["calibrated", "absolute"]), default="calibrated", show_default=True,
-              help="Denoising thresholds: quantiles of the known positives' scores, or probabilities.")
+@click.option(
+    "--rule",
+    type=click.Choice(list(DEFAULTS)),
+    default="calibrated",
+    show_default=True,
+    help="Denoising thresholds: quantiles of the known positives' scores, or probabilities.",
+)
+@click.option("--negative-below", type=float, help=f"Denoising: a negative lies below this; default: {_rules(0)}.")
+@click.option("--positive-above", type=float, help=f"Denoising: promoted above this; default: {_rules(1)}.")
 @click.option("--answer-filter", is_flag=True, help="Drop passages that contain an answer string.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", required=True, type=PATH, help="JSONL: query, positive, negatives.")
+@click.option("--seed", type=NUMBER, default=0, show_default=True, help="Seed of the draws.")
+@_trust
+@click.option("--out", required=True, type=PATH, help="JSONL: query, positive, negatives; promoted where it is.")
 def mine(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
-    run_file: Path, split: str, negatives: int, sampling: Literal["uniform", "simans", "top"], denoise: str | None,
-    rule: str, answer_filter: bool, seed: int, out: Path,
+    run_file: Path, split: str, negatives: int, sampling: Literal["uniform", "simans", "top"], simans_a: float,
+    simans_b: float, denoise: str | None, rule: str, negative_below: float | None, positive_above: float | None,
+    answer_filter: bool, seed: int, trust_remote_code: bool, out: Path,
 ) -> None:  # fmt: skip
     """Hard negatives from a run: no known positive, by id or by normalised text; short lists are reported."""
-    from sparring.recipes.standalone import mine_to
+    from sparring.recipes.standalone import Denoising, mine_to
 
+    thresholds = negative_below, positive_above
+    if not denoise and thresholds != (None, None):
+        raise InputError("denoising thresholds without a ranker", expected="--denoise RANKER with them")
     dataset = _load(data, corpus, queries, qrels, no_titles)
     click.echo(
         mine_to(
             dataset, run_file, split, out,
-            negatives=negatives, sampling=sampling, answer_filter=answer_filter, seed=seed,
-            denoise_with=denoise, rule=rule,
+            negatives=negatives, sampling=sampling, answer_filter=answer_filter, seed=seed, simans=(simans_a, simans_b),
+            denoising=Denoising(denoise, rule, *thresholds, trust_remote_code) if denoise else None,
         )
     )  # fmt: skip
 
 
 @main.command()
-@data_options
-@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME")
+@data_options()
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="CrossEncoder with one logit.")
 @click.option("--run", "run_file", required=True, type=PATH, help="TREC run to re-rank.")
-@click.option("--depth", default=50, show_default=True, help="Passages per query that are re-ranked.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--depth", type=COUNT, default=50, show_default=True, help="Passages per query that are re-ranked.")
+@_precision
+@_max_length
+@_trust
 @click.option("--out", required=True, type=PATH, help="A TREC run file.")
 def rerank(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
-    ranker: str, run_file: Path, depth: int, precision: str, out: Path,
+    ranker: str, run_file: Path, depth: int, precision: str, max_length: int, trust_remote_code: bool, out: Path,
 ) -> None:  # fmt: skip
     """Re-rank the top of a run with a cross-encoder; writes a TREC run."""
     from sparring.recipes.standalone import rerank_to
 
     dataset = _load(data, corpus, queries, qrels, no_titles)
-    click.echo(f"{out}: {rerank_to(dataset, ranker, run_file, depth, out, precision=precision)} pairs scored")
+    count = rerank_to(
+        dataset, ranker, run_file, depth, out,
+        precision=precision, max_length=max_length, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    click.echo(f"{out}: {count} pairs scored")
 
 
 @main.command()
-@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME")
-@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME")
-@click.option("--layers", type=int, default=0, help="Keep the first N layers of both encoders.")
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
+@click.option("--layers", type=NUMBER, default=0, help="Keep the first N layers of both encoders.")
 @click.option("--out", required=True, type=PATH, help="Folder; gets retriever/ and ranker/.")
-def export(retriever: str, ranker: str, layers: int, out: Path) -> None:
+@_trust
+def export(retriever: str, ranker: str, layers: int, out: Path, trust_remote_code: bool) -> None:
     """Save a pair as plain sentence-transformers folders and verify both in a fresh process."""
     from sparring.recipes.standalone import export_to
 
-    export_to(retriever, ranker, out, layers=layers, command=_command())
+    export_to(retriever, ranker, out, layers=layers, trust_remote_code=trust_remote_code, command=_command())
     click.echo(f"{out / 'retriever'} and {out / 'ranker'}: verified")
 
 
 @main.command()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES[1:]), default="ar2", show_default=True)
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES[1:]), default="ar2", show_default=True, help="How to train.")
 @click.option("--out", type=PATH, help="Run folder; default: runs/demo-N, the first N that is free.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
-@click.option("--cache", type=PATH, help="Default: $SPARRING_CACHE or ~/.cache/sparring.")
+@click.option(
+    "--cache", type=PATH, help="Folder for converted data and tokens; default: $SPARRING_CACHE or ~/.cache/sparring."
+)
 def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Path | None) -> None:
     """Train a pair on the AWS CLI help-desk set and ask it three questions."""
     from sparring.recipes.demo import ask, run_demo
@@ -331,7 +455,7 @@ def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Pat
 
 
 @main.command()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True)
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="Whose settings.")
 def config(recipe: str) -> None:
     """Print a recipe's settings with their defaults, as a TOML file to start from."""
     from sparring.config import to_toml

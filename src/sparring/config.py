@@ -29,6 +29,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(
             "the configuration file does not exist", where=str(path), expected="a TOML file", fix="check --config"
         ) from None
+    except OSError as error:
+        raise InputError(
+            "the configuration cannot be read",
+            where=str(path),
+            expected="a TOML file",
+            got=error.strerror or str(error),
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             "the configuration is not TOML", where=str(path), expected="key = value lines", got=str(error)
@@ -61,8 +68,11 @@ def build(sections: Sections, *layers: tuple[str, Mapping[str, Any]]) -> dict[st
     merged: dict[str, dict[str, Any]] = {name: {} for name in sections}
     for where, tables in layers:
         for section, values in tables.items():
-            if section not in sections or not isinstance(values, Mapping):
+            if section not in sections:
                 problems.append(f"{where}: unknown section [{section}]{_suggest(section, sections)}")
+                continue
+            if not isinstance(values, Mapping):
+                problems.append(f"{where}: [{section}] must be a table, not {section} = {values!r}")
                 continue
             for key, value in values.items():
                 problem = _problem(sections[section], key, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -54,7 +54,7 @@ def choose_precision(wanted: Precision, device: str) -> Choice:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """True on CPUs with AMX bf16 tiles. AVX512-bf16 alone is not faster than fp32 in training, so it does not count."""
+    """True on CPUs with AMX bf16 tiles. AVX512-bf16 alone does not count: no gain was shown by measurement."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # absent before torch 2.10: then fp32
     return bool(capabilities and capabilities().get("amx_bf16", False))
 
@@ -122,6 +122,18 @@ def rank() -> int:
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process; every process gets the same answer."""
     return flag if processes() == 1 else sum_over_processes({"flag": float(flag)}, device)["flag"] > 0
+
+
+def on_main(function: Callable[[], object], device: torch.device) -> None:
+    """Call ``function`` in the main process and wait for it everywhere; if it fails, every process raises."""
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            function()
+        except Exception as error:
+            failure = error
+    if any_process(failure is not None, device):
+        raise failure if failure is not None else InputError("the main process failed", fix="see its message")
 
 
 def sum_over_processes(values: Mapping[str, float], device: torch.device) -> dict[str, float]:

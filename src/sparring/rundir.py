@@ -41,21 +41,8 @@ class RunDir:
 
     @classmethod
     def create(cls, path: str | Path) -> RunDir:
-        """Make the folder.
-
-        Raises: InputError when it is used already, or cannot be written.
-        """
-        folder = Path(path)
-        require_unused(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                "the output folder cannot be written", where=str(folder), got=str(error), fix="choose another --out"
-            ) from None
+        """A run in a new folder; raises as `make_folder`."""
+        folder = make_folder(path)
         return cls(folder, Metrics(folder / "metrics.jsonl"))
 
     def phase(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -82,6 +69,25 @@ class RunDir:
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file aside and rename it into place."""
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a run's folder.
+
+    Raises: InputError when it is used already, or cannot be written.
+    """
+    folder = Path(path)
+    require_unused(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            "the output folder cannot be written", where=str(folder), got=str(error), fix="choose another --out"
+        ) from None
+    return folder
 
 
 def require_unused(folder: Path) -> None:

@@ -40,7 +40,7 @@ def call(*arguments: object) -> Result:
 
 
 SMALL = (
-    "run.mine_depth=20", "run.rerank_depth=8", "run.search_depth=30", "run.precision=fp32", "run.threads=1",
+    "run.mine_depth=20", "run.rerank_depth=8", "run.search_depth=100", "run.precision=fp32", "run.threads=1",
     "warmup.retriever_steps=2", "warmup.retriever_batch=8", "warmup.bm25_depth=20",
     "warmup.ranker_steps=2", "warmup.ranker_batch=4", "warmup.ranker_negatives=3",
     "rounds=1", "batch=4", "negatives=3",

@@ -130,9 +130,86 @@ def test_outputs_of_phases_are_never_overwritten(toy: Path, tiny_ce: Path, tmp_p
     assert out.read_text() == "precious"
 
 
-def test_run_with_unknown_passages(toy: Path, tiny_ce: Path, tmp_path: Path) -> None:
+def refused(*arguments: object) -> str:
+    """Exit code 2 and a message without traceback."""
+    result = call("-q", *arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize("line", ["q0 Q0 nowhere 1 1.0 x\n", "nowhere Q0 p0 1 1.0 x\n"])
+def test_run_with_unknown_ids(line: str, toy: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run.trec", tmp_path / "out"
+    run.write_text(line)
+    pair = ("--retriever", tiny_st, "--ranker", tiny_ce)
+    for command in (
+        ("rerank", toy, "--ranker", tiny_ce, "--run", run, "--out", out),
+        ("mine", toy, "--run", run, "--out", out),
+        ("evaluate", "--data", toy, *pair, "--candidates", run),
+    ):
+        message = refused(*command)
+        assert "run.trec" in message
+        assert "'nowhere'" in message
+        assert not out.exists()
+
+
+def test_run_without_queries_of_the_split(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.trec"
-    run.write_text("q0 Q0 nowhere 1 1.0 x\n")
-    result = call("-q", "rerank", toy, "--ranker", tiny_ce, "--run", run, "--out", tmp_path / "o.trec")
-    assert result.exit_code == 2
-    assert "nowhere" in result.stderr
+    for text in ("", "q1 Q0 p0 1 1.0 x\n"):
+        run.write_text(text)
+        assert "no query of split dev" in refused("mine", toy, "--split", "dev", "--run", run, "--out", tmp_path / "o")
+    message = refused("mine", toy, "--run", run, "--answer-filter", "--out", tmp_path / "o")
+    assert "answer" in message
+
+
+def test_numbers_out_of_range(toy: Path, tmp_path: Path) -> None:
+    mine = ("mine", toy, "--run", tmp_path / "r", "--out", tmp_path / "o")
+    for option, value in (("--seed", -1), ("--negatives", 0), ("--simans-a", -1)):
+        assert option in refused(*mine, option, value)
+    assert "--denoise" in refused(*mine, "--negative-below", 0.1)
+    assert "--batch-tokens" in refused("encode", toy, "--retriever", "x", "--out", "o", "--batch-tokens", -1)
+    assert "--depth" in refused("rerank", toy, "--ranker", "x", "--run", "r", "--out", "o", "--depth", 0)
+
+
+def test_evaluate_checks_what_is_cheap_before_the_models(toy: Path, tmp_path: Path) -> None:
+    evaluate = ("evaluate", "--data", toy, "--retriever", "./nowhere", "--ranker", "./nowhere")
+    assert "unknown measure" in refused(*evaluate, "--measures", "MAP@10")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "x").write_text("precious")
+    assert "--runs" in refused(*evaluate, "--runs", tmp_path / "runs")
+    assert "--data is missing" in refused("evaluate", *evaluate[3:])
+
+
+def test_configuration_of_another_shape(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    assert str(tmp_path) in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path)
+    (tmp_path / "c.toml").write_text("ar2 = 3\n")
+    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path / "c.toml")
+    assert "[ar2] must be a table" in message
+
+
+def test_data_options_that_say_nothing(toy: Path) -> None:
+    assert "DATA is missing" in refused("check")
+    assert "needs a split" in refused("check", toy, "--qrels", "=x")
+    assert "twice" in refused("check", toy, "--qrels", "test=x", "--qrels", "test=y")
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_damaged_json(text: str, toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    bert, st = tmp_path / "bert", tmp_path / "st"
+    shutil.copytree(tiny_bert, bert)
+    shutil.copytree(tiny_st, st)
+    (bert / "config.json").write_text(text)
+    (st / "modules.json").write_text(text)
+    assert "bert" in train(toy, tiny_st, bert, tmp_path / "run")
+    assert "st" in train(toy, st, tiny_bert, tmp_path / "run")
+    assert str(st) in train(toy, tiny_st, st, tmp_path / "run")
+
+
+def test_damaged_note(toy: Path, tiny_st: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.npy"
+    out.write_text("precious")
+    (tmp_path / "q.npy.json").write_text("{")
+    assert "q.npy.json" in refused("encode", toy, "--retriever", tiny_st, "--kind", "query", "--out", out)
+    assert out.read_text() == "precious"
+    assert not (tmp_path / "q.npy.ids.txt").exists()

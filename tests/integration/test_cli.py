@@ -53,6 +53,56 @@ def test_phases_chain_on_plain_files(toy: Path, tiny_st: Path, tiny_ce: Path, tm
         assert set(ranking) == set(list(before[query])[:10])
 
 
+def test_ids_of_any_text_survive(tiny_st: Path, tmp_path: Path) -> None:
+    from sparring.recipes.standalone import read_embeddings
+
+    toy, out = write_toy(tmp_path / "toy"), tmp_path / "q.npy"
+    ids = ["a\u2028b", "c\u0085d", "e f"]
+    (toy / "queries.jsonl").write_text("".join(json.dumps({"_id": i, "text": "list the keys"}) + "\n" for i in ids))
+    for split in ("train", "dev", "test"):
+        (toy / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\ne f\tp0\t1\n")
+    encode = ("-q", "encode", toy, "--retriever", tiny_st, "--kind", "query", "--out", out)
+    assert call(*encode).exit_code == 0
+    assert read_embeddings(out)[1] == ids
+    assert call(*encode).exit_code == 0, "the same again is reused"
+    (tmp_path / "q.npy.ids.txt").write_text("precious\n")
+    assert call(*encode).exit_code == 2
+    assert (tmp_path / "q.npy.ids.txt").read_text() == "precious\n"
+
+
+def test_denoising_marks_what_it_promotes(toy: Path, tiny_ce: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run.trec", tmp_path / "m.jsonl"
+    run.write_text("".join(f"q{q} Q0 p{p} 1 {64 - p} x\n" for q in range(64) for p in range(16)))
+    thresholds = ("--negative-below", 0.5, "--positive-above", 0.5)
+    result = call("-q", "mine", toy, "--run", run, "--negatives", 2, "--denoise", tiny_ce, *thresholds, "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    for line in lines:
+        assert line.get("promoted", False) == (line["positive"] != line["query"].replace("q", "p"))
+    assert any(line.get("promoted") for line in lines)
+
+
+def test_evaluate_takes_titles_from_the_run(
+    toy: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparring import data
+
+    (tmp_path / "config.toml").write_text("[run]\ntitles = false\n")
+    seen: list[bool] = []
+    load = data.load
+
+    def watched(source: Path, *, titles: bool, **files: object) -> data.Dataset:
+        seen.append(titles)
+        return load(source, titles=titles)
+
+    monkeypatch.setattr(data, "load", watched)
+    pair = ("--retriever", tiny_st, "--ranker", tiny_ce)
+    result = call("-q", "evaluate", tmp_path, "--data", toy, *pair, "--measures", "RR@10,R@200", "--depth", 3, "--json")
+    assert result.exit_code == 0, result.output
+    assert seen == [False]
+    assert [row["R@200"][0] for row in json.loads(result.stdout)["rows"][1:]] == [1.0, 1.0, 1.0]
+
+
 def test_rerank_agrees_with_plain_cross_encoder(toy: Path, tiny_ce: Path, tmp_path: Path) -> None:
     from sentence_transformers import CrossEncoder
 

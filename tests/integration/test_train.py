@@ -38,7 +38,7 @@ JOINT = {"rounds": 2, "batch": 4, "negatives": 3, "steps": 2, "retriever_lr": 1e
 JOINT |= {"denoise_negative": 0.5, "denoise_positive": 0.8, "denoise_depth": 20}
 CONFIG: dict[str, dict[str, Any]] = {
     "run": {
-        "mine_depth": 20, "rerank_depth": 8, "search_depth": 20, "precision": "fp32", "threads": 1,
+        "mine_depth": 20, "rerank_depth": 8, "search_depth": 100, "precision": "fp32", "threads": 1,
         "measures": list(MEASURES),
     },
     "warmup": {
@@ -113,7 +113,7 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_exactly_these_files(trained: Trained) -> None:
     found = {str(p.relative_to(trained.path)) for p in trained.path.rglob("*") if p.is_file()}
-    plain = {name for name in found if not name.startswith(("runs/", "retriever/", "ranker/"))}
+    plain = {name for name in found if not name.startswith(("runs/", "rounds/", "retriever/", "ranker/"))}
     assert plain == {"config.toml", "environment.json", "metrics.jsonl", "results.json", "summary.md"}
     rows = [row.replace(" ", "-") for row in (RETRIEVER, FIXED, CASCADE)]
     states = ["zero-shot", "warm-start", "round-1", "round-2"]
@@ -122,6 +122,7 @@ def test_a_run_leaves_exactly_these_files(trained: Trained) -> None:
     runs |= {f"runs/test-{state}-{row}.trec" for state in tested for row in rows}
     runs |= {f"runs/{split}-{row}.trec" for split in ("dev", "test") for row in ("BM25", "zero-shot-retriever")}
     assert {name for name in found if name.startswith("runs/")} == runs
+    assert {name for name in found if name.startswith("rounds/")} == {f"rounds/{state}.md" for state in states}
     for model in ("retriever", "ranker"):
         assert {f"{model}/model.safetensors", f"{model}/README.md", f"{model}/tokenizer.json"} <= found
     assert not [name for name in found if name.endswith((".bin", ".pt", ".pkl", ".part"))]

@@ -265,6 +265,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (RocketQAv2Config, {"kl_reduction": "sum"}, "variant official decides kl_reduction itself"),
     (RocketQAv2Config, {"detach_teacher": True}, "variant official decides detach_teacher itself"),
     (RocketQAv2Config, {"teacher_dropout": "off"}, "variant official decides teacher_dropout itself"),
+    (RocketQAv2Config, {"static": True, "supervised": "pointwise"}, "leaves supervised without effect"),
 ]
 CUSTOM = {"variant": "custom", "kl_direction": "ce_de", "kl_reduction": "query_mean"}
 
@@ -281,6 +282,13 @@ def test_a_gradient_cannot_reach_a_mere_target(other: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="contradicts"):
         RocketQAv2Config(**CUSTOM, detach_teacher=False, **other)
     assert RocketQAv2Config(**CUSTOM, detach_teacher=False).second_forward is False
+
+
+@pytest.mark.parametrize("dropout", ["on", "off"])
+def test_a_ranker_at_rest_takes_no_settings_of_its_training(dropout: Literal["on", "off"]) -> None:
+    with pytest.raises(InputError, match="leaves supervised and teacher_dropout without effect"):
+        RocketQAv2Config(**CUSTOM, static=True, supervised="pointwise", teacher_dropout=dropout)
+    assert RocketQAv2Config(**CUSTOM, static=True).static
 
 
 def test_the_teachers_dropout_by_variant() -> None:

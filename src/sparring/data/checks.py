@@ -169,7 +169,7 @@ def _splits(context: _Context) -> list[Finding]:
     for split, labels in data.qrels.items():
         without = [f"{split}: {query}" for query, grades in labels.items() if not any(g > 0 for g in grades.values())]
         message = f"a query of {split!r} has labels and no positive"
-        fix = "it is skipped in training; measures count it as 0"
+        fix = "it is skipped in training and left out of every measure's mean"
         out += finding("warning", "query-without-positive", without, message, fix)
     labelled = {query for labels in data.qrels.values() for query in labels}
     unlabelled = [id for id, _, _ in rows_of(data.queries) if id not in labelled]

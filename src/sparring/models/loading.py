@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,6 +20,8 @@ from sparring.models.weights import check_weights, initialise
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
+
+J = TypeVar("J", dict[str, Any], list[Any])
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]
 IGNORED = ["onnx/*", "openvino/*", "coreml/*"]
@@ -108,13 +110,13 @@ def load_cross_encoder(folder: Path, *, trust_remote_code: bool, seed: int) -> t
 def transformer_folders(model: SentenceTransformer | CrossEncoder, folder: Path) -> Iterator[tuple[Transformer, Path]]:
     """Each Transformer module of a model with the folder it was loaded from."""
     modules = folder / "modules.json"
-    entries = json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else [{"path": ""}]
+    entries = _read_json(modules, list) if modules.exists() else [{"path": ""}]
     for module, entry in zip(model, entries, strict=False):
         place = folder / entry["path"]
         if isinstance(module, Transformer):
             yield module, place
         elif isinstance(module, Router):
-            structure = json.loads((place / "router_config.json").read_text(encoding="utf-8"))["structure"]
+            structure = _read_json(place / "router_config.json", dict)["structure"]
             for route, names in structure.items():
                 for part, name in zip(module.sub_modules[route], names, strict=True):
                     if isinstance(part, Transformer):
@@ -146,7 +148,7 @@ def _loading(folder: Path) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         got = f"{type(error).__name__}: {error}"
         raise InputError("The model cannot be loaded.", where=str(folder), expected=_EXPECTED, got=got) from error
 
@@ -182,25 +184,39 @@ def _require_files(folder: Path) -> None:
         )  # fmt: skip
 
 
+def _read_json(path: Path, kind: type[J]) -> J:
+    """A JSON file of a model, as the given kind of value."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        value = error
+    if isinstance(value, kind):
+        return value
+    raise InputError(
+        "A file of the model is damaged.", where=str(path), expected=f"JSON, a {kind.__name__}",
+        got=str(value)[:200], fix="save or download the model again",
+    )  # fmt: skip
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise InputError("The folder is not a model.", where=str(folder), expected=_EXPECTED, got="no config.json")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return _read_json(path, dict)
 
 
 def _saved_as(folder: Path) -> str:
     path = folder / "config_sentence_transformers.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    saved = _read_json(path, dict) if path.exists() else {}
     return str(saved.get("model_type", "SentenceTransformer"))
 
 
 def _only_transformer(folder: Path) -> str:
-    first = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[0]
-    if not first["type"].endswith(".Transformer"):
+    entries = _read_json(folder / "modules.json", list)
+    first = entries[0] if entries and isinstance(entries[0], dict) else {}
+    if not str(first.get("type")).endswith(".Transformer"):
         raise InputError(
             "This model cannot become a re-ranker.", where=str(folder), expected="one Transformer as its first module",
-            got=first["type"], fix="give the folder of one tower's encoder",
+            got=str(first.get("type")), fix="give the folder of one tower's encoder",
         )  # fmt: skip
-    return str(first["path"])
+    return str(first.get("path", ""))

@@ -58,7 +58,10 @@ class Ranker(nn.Module):
         prompt = self.input.prompt if kind == "query" else ""
         name = {"query": "queries", "passage": "passages"}[kind]
         read = self.input
-        return tokenize(table, read.tokenizer, prompt=prompt, limit=read.stored_limit, cache=cache, name=name)
+        return tokenize(
+            table, read.tokenizer, prompt=prompt, limit=read.stored_limit, cache=cache, name=name,
+            tokenizer_id=read.tokenizer_id,
+        )  # fmt: skip
 
     def batches(
         self,

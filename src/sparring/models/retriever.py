@@ -60,7 +60,10 @@ class Retriever(nn.Module):
         """Tokens of all texts of one kind, with this model's prompt for that kind."""
         read = self.inputs[kind]
         name = {"query": "queries", "passage": "passages"}[kind]
-        return tokenize(table, read.tokenizer, prompt=read.prompt, limit=read.stored_limit, cache=cache, name=name)
+        return tokenize(
+            table, read.tokenizer, prompt=read.prompt, limit=read.stored_limit, cache=cache, name=name,
+            tokenizer_id=read.tokenizer_id,
+        )  # fmt: skip
 
     def batches(self, store: TokenStore, rows: Rows, kind: Kind, *, token_budget: int) -> Batches:
         """Inputs of N texts of one kind, in chunks of at most ``token_budget`` tokens, padding included."""

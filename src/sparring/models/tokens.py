@@ -118,6 +118,7 @@ def tokenize(
     limit: int,
     cache: Path | None,
     name: str,
+    tokenizer_id: str = "",
 ) -> TokenStore:
     """Tokenise every text once, or open the store made earlier from the same texts, tokenizer, prompt and cap.
 
@@ -128,12 +129,13 @@ def tokenize(
         limit: tokens kept of each text (special tokens not counted).
         cache: folder of the stores; ``None`` keeps the store in memory.
         name: what the texts are ("queries", "passages"), for the progress bar and the log.
+        tokenizer_id: the tokenizer's fingerprint where it is known already; "" computes it.
 
     Raises:
         InputError: the tokenizer is not a fast one.
     """
     source = _ListedTexts(table_or_texts) if isinstance(table_or_texts, Sequence) else table_or_texts
-    tokenizer_id = tokenizer_fingerprint(tokenizer)
+    tokenizer_id = tokenizer_id or tokenizer_fingerprint(tokenizer)
     settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
     key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
     settings["fingerprint"] = hashlib.sha256(key.encode()).hexdigest()

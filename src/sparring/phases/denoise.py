@@ -11,7 +11,8 @@ import numpy as np
 from sparring.phases.pools import Pools
 from sparring.types import InputError
 
-_DEFAULTS: Mapping[str, tuple[float, float]] = {"absolute": (0.1, 0.9), "calibrated": (0.05, 0.5)}
+DEFAULTS: Mapping[str, tuple[float, float]] = {"calibrated": (0.05, 0.75), "absolute": (0.1, 0.9)}
+"""Rule -> its thresholds: a negative lies below the first, a positive above the second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ def denoise(
         ranker_scores: raw logits of the candidates, float [len(pools.candidates)].
         head_ranker_scores: raw logits of the heads, float [R].
         rule: ``absolute``: negative where sigmoid(score) < ``negative`` (.1), positive where > ``positive`` (.9).
-            ``calibrated``: the thresholds are quantiles ``negative`` (.05) and ``positive`` (.5) of the known
+            ``calibrated``: the thresholds are quantiles ``negative`` (.05) and ``positive`` (.75) of the known
             positives' scores: for rankers whose sigmoid means nothing, as after a list-wise softmax.
         groups: passages of equal text; one of them is promoted for a query, none stays as its negative.
 
@@ -78,11 +79,11 @@ def denoise(
 
 
 def _thresholds(heads: np.ndarray, rule: str, negative: float | None, positive: float | None) -> tuple[float, float]:
-    if rule not in _DEFAULTS:
-        expected = " or ".join(_DEFAULTS)
+    if rule not in DEFAULTS:
+        expected = " or ".join(DEFAULTS)
         raise InputError("unknown denoising rule", where="denoise rule", expected=expected, got=str(rule))
-    low = _DEFAULTS[rule][0] if negative is None else negative
-    high = _DEFAULTS[rule][1] if positive is None else positive
+    low = DEFAULTS[rule][0] if negative is None else negative
+    high = DEFAULTS[rule][1] if positive is None else positive
     if not 0 < low <= high < 1:
         expected = "0 < negative <= positive < 1"
         raise InputError("impossible denoising thresholds", where="denoise", expected=expected, got=f"{low}, {high}")

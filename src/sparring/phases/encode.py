@@ -106,8 +106,7 @@ def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
     """Whether ``out`` holds exactly these embeddings; other contents are never overwritten."""
     if not out.exists():
         return False
-    note = _note(out)
-    found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    found = _read_note(_note(out))
     ignored = {"fingerprint", "shard"}
     if {k: v for k, v in found.items() if k not in ignored} != {k: v for k, v in manifest.items() if k not in ignored}:
         differs = ", ".join(k for k in manifest if k not in ignored and found.get(k) != manifest[k])
@@ -120,6 +119,19 @@ def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
 
 def _note(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    except (OSError, ValueError) as error:
+        found = error
+    if isinstance(found, dict):
+        return found
+    raise InputError(
+        "The note about embeddings is damaged.", where=str(note), expected="JSON as `encode` wrote it",
+        got=str(found), fix="choose another output, or remove this one yourself",
+    )  # fmt: skip
 
 
 def _save(path: Path, vectors: np.ndarray) -> None:

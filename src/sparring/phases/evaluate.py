@@ -75,6 +75,16 @@ def distinct_scores(ranking: Mapping[str, float], depth: int, query_id: str = ""
     return {ids[i]: float(depth - rank) for rank, i in enumerate(order)}
 
 
+def check_measures(measures: Sequence[str], depth: int) -> None:
+    """Refuse unknown measures, and cutoffs that lists of ``depth`` passages cannot fill."""
+    for name in measures:
+        if _measure(name)["cutoff"] > depth:
+            raise InputError(
+                f"{name} needs longer lists", where="measures", expected=f"a cutoff of at most {depth}", got=name,
+                fix="search deeper (run.search_depth), or leave this measure out",
+            )  # fmt: skip
+
+
 @functools.cache
 def _measure(name: str) -> Any:
     import ir_measures
@@ -190,7 +200,8 @@ def three_rows(
         query_ids, query_rows: the evaluated queries, [Q].
         passage_ids: ids of passage rows (``corpus.ids``).
         retrieved: the retriever's (scores, rows) [Q, K]; below ``depth`` its order continues in the cascade.
-        fixed: (scores, rows) [Q, F]: the same lists in all rounds (BM25's or the warm start's).
+        fixed: (scores, rows) [Q, F]: the same lists in all rounds (BM25's or the warm start's); below ``depth`` their
+            order continues likewise, so that a column means the same in every row.
         score: ranker scores of pairs (query rows, passage rows); called once, with each distinct pair once.
         measures: default :func:`measure_names` of K.
 
@@ -207,10 +218,11 @@ def three_rows(
         raise InputError("lists of another number of queries", expected=str(len(query_ids)), got=str(counts))
     measures = tuple(measures) or measure_names(retrieved[1].shape[1])
     top = retrieved[1][:, :depth]
-    top_scores, fixed_scores = _pair_scores(np.asarray(query_rows), (top, fixed[1]), score)
+    fixed_top = fixed[1][:, :depth]
+    top_scores, fixed_scores = _pair_scores(np.asarray(query_rows), (top, fixed_top), score)
     lists = {
         RETRIEVER: retrieved,
-        FIXED: _ordered(fixed_scores, fixed[1]),
+        FIXED: _continued(_ordered(fixed_scores, fixed_top), fixed),
         CASCADE: _continued(_ordered(top_scores, top), retrieved),
     }
     runs = {name: run_of(query_ids, passage_ids, *found) for name, found in lists.items()}

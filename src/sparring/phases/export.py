@@ -43,8 +43,9 @@ import json, sys
 import numpy as np, torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 job = json.load(open(sys.argv[1], encoding="utf-8"))
-retriever = SentenceTransformer(job["retriever"], device=job["device"], local_files_only=True)
-ranker = CrossEncoder(job["ranker"], device=job["device"], local_files_only=True)
+how = {"device": job["device"], "local_files_only": True, **job["options"]}
+retriever = SentenceTransformer(job["retriever"], **how)
+ranker = CrossEncoder(job["ranker"], **how)
 pairs = [(q, p) for q in job["queries"] for p in job["passages"]]
 np.savez(job["out"],
     queries=retriever.encode_query(job["queries"], show_progress_bar=False),
@@ -62,6 +63,7 @@ def export(
     *,
     card: Mapping[str, Any],
     probes: tuple[Sequence[str], Sequence[str]] = (QUERIES, PASSAGES),
+    trust_remote_code: bool = False,
 ) -> None:
     """Save ``out/retriever`` and ``out/ranker`` and prove that a fresh process gives the same scores.
 
@@ -71,6 +73,7 @@ def export(
         card: what the model cards say. Known keys: ``retriever`` and ``ranker`` (what they started from), ``data``,
             ``recipe``, ``command`` (text), ``metrics`` (row name -> column name -> value); further keys are listed.
         probes: queries and passages that are scored in both processes.
+        trust_remote_code: let the fresh process run code that the models bring along.
 
     Raises:
         InputError: a folder exists and is not empty, or the scores differ. Then nothing appears under ``out``.
@@ -92,7 +95,10 @@ def export(
             text = _retriever_card(retriever, card) if name == "retriever" else _ranker_card(card)
             (aside / name / "README.md").write_text(text, encoding="utf-8")
         queries, passages = probes
-        verify_export(aside / "retriever", aside / "ranker", retriever, ranker, queries, passages)
+        verify_export(
+            aside / "retriever", aside / "ranker", retriever, ranker, queries, passages,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         for name, place in places.items():
             if place.exists():
                 place.rmdir()
@@ -108,6 +114,8 @@ def verify_export(
     ranker: Ranker,
     queries: Sequence[str],
     passages: Sequence[str],
+    *,
+    trust_remote_code: bool = False,
 ) -> float:
     """Compare the saved models, loaded plainly in a fresh process, with the ones in memory, in float32.
 
@@ -119,7 +127,8 @@ def verify_export(
     Raises:
         InputError: the fresh process failed, or a difference is above 1e-5.
     """
-    fresh = _fresh_scores(path_retriever, path_ranker, str(retriever.device), queries, passages)
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    fresh = _fresh_scores(path_retriever, path_ranker, str(retriever.device), options, queries, passages)
     here = _scores(retriever, ranker, queries, passages)
     if fresh.pop("similarity") != here.pop("similarity"):
         raise InputError("The export lost its similarity.", where=str(path_retriever), expected=retriever.similarity)
@@ -164,13 +173,19 @@ def _embed(retriever: Retriever, texts: Sequence[str], kind: Kind) -> np.ndarray
 
 
 def _fresh_scores(
-    path_retriever: Path, path_ranker: Path, device: str, queries: Sequence[str], passages: Sequence[str]
+    path_retriever: Path,
+    path_ranker: Path,
+    device: str,
+    options: Mapping[str, bool],
+    queries: Sequence[str],
+    passages: Sequence[str],
 ) -> dict[str, np.ndarray]:
     """The probes' scores by plain sentence-transformers objects in a new Python process."""
     with tempfile.TemporaryDirectory() as folder:
         job: dict[str, Any] = {
             "retriever": str(path_retriever.resolve()), "ranker": str(path_ranker.resolve()), "device": device,
-            "queries": list(queries), "passages": list(passages), "out": f"{folder}/scores.npz",
+            "options": dict(options), "queries": list(queries), "passages": list(passages),
+            "out": f"{folder}/scores.npz",
         }  # fmt: skip
         (Path(folder) / "job.json").write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
         command = [sys.executable, "-c", _FRESH, f"{folder}/job.json"]

@@ -1,8 +1,8 @@
 """Search by inner product over passage embeddings. The only home of faiss.
 
-Exact by default: after every refresh, building and searching an approximate index often takes longer than the exact
-search. Rows are passage rows of the corpus; equal scores are ordered by row number, so that a list never depends on
-threads or block sizes.
+Exact by default: nothing is lost, and an approximate index would have to be built again after every refresh. Rows are
+passage rows of the corpus; equal scores are ordered by row number, so that a list never depends on threads or block
+sizes.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
     """Index passage embeddings [N, d] (an array or a memory map; row i is passage row i) for inner product.
 
     Args:
-        kind: "exact" (brute force), "hnsw" (graph with 32 links; fast queries, slow build) or "ivf" (clusters,
+        kind: "exact" (brute force), "hnsw" (graph with 32 links) or "ivf" (clusters,
             4 sqrt(N) of them, of which ``nprobe`` are searched). The approximate kinds keep full float32 vectors.
         seed: draws the passages on which the "ivf" clusters are trained.
 
@@ -200,8 +200,8 @@ def _faiss() -> Any:
     """faiss, imported late and with the right matrix kernels.
 
     The OpenBLAS inside some faiss-cpu wheels does not know recent CPUs and falls back to SSE3 kernels ("Prescott"),
-    which makes exact search 4 to 5 times slower. The kernels can be chosen only before the first import and a wrong
-    choice crashes, so a child process tries first. A faiss that someone else imported is left as it is.
+    although they could use AVX2 or AVX-512. The kernels can be chosen only before the first import and a wrong choice
+    crashes, so a child process tries first. A faiss that someone else imported is left as it is.
     """
     if "faiss" in sys.modules:
         return sys.modules["faiss"]
@@ -237,7 +237,7 @@ def _choose_core() -> tuple[str | None, str]:
     if "prescott" not in before:
         return None, f"it picks {', '.join(before) or 'no OpenBLAS'} here"
     if after != [wanted.lower()]:
-        return None, f"it picks Prescott, and a trial of {wanted} failed: exact search will be slow"
+        return None, f"it picks Prescott, and a trial of {wanted} failed: exact search keeps SSE3 kernels"
     return wanted, "it would pick Prescott (SSE3) on this CPU; a trial gave equal results"
 
 

@@ -6,12 +6,8 @@ positive of the query. Candidate lists [1 + n] are drawn from it at each visit; 
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,7 +17,7 @@ from sparring.types import InputError
 Method = Literal["uniform", "simans", "top"]
 
 _CELLS = 4_000_000  # padded cells that a draw holds at a time
-_ARRAYS = {"queries": "i8", "heads": "i8", "offsets": "i8", "candidates": "i8", "scores": "f4", "head_scores": "f4"}
+_ARRAYS = ("queries", "heads", "offsets", "candidates", "scores", "head_scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,34 +92,6 @@ class Pools:
         """The same lists with only the candidates where ``mask`` (bool, aligned with ``candidates``) is true."""
         offsets = np.concatenate([[0], np.cumsum(mask)])[self.offsets].astype(np.int64)
         return replace(self, offsets=offsets, candidates=self.candidates[mask], scores=self.scores[mask])
-
-    def save(self, path: str | Path) -> None:
-        """Write one ``.npz`` file without pickle, renamed into place when complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = json.dumps({"generation": self.generation, "depth": self.depth, "counts": dict(self.counts)})
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, about=np.array(about), **{name: getattr(self, name) for name in _ARRAYS})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Pools:
-        """Read a file written by :meth:`save`; InputError when it is missing or something else."""
-        if not Path(path).is_file():
-            raise InputError("pools file not found", where=str(path), fix="make it with `sparring mine`")
-        try:
-            with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                return cls(**{name: file[name].astype(kind, copy=False) for name, kind in _ARRAYS.items()}, **about)
-        except (KeyError, ValueError, TypeError, OSError, EOFError, AssertionError, zipfile.BadZipFile):
-            fix = "make it again with `sparring mine`"
-            raise InputError(
-                "not a pools file", where=str(path), expected="a file of `sparring mine`", fix=fix
-            ) from None
 
 
 def take(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

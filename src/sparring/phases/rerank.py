@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, Protocol
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from sparring.log import progress as progress_bar
+from sparring.models import Ranker, TokenStore
+from sparring.models.modes import evaluating
 from sparring.types import InputError
 
 _PAIRS = 8192  # pairs padded and held at a time
 
 
-class PairRanker(Protocol):
-    """What scoring needs of a ranker (``sparring.models.Ranker``)."""
-
-    def batches(self, queries: Any, query_rows: Any, passages: Any, passage_rows: Any, *, token_budget: int) -> Any: ...
-
-    def __call__(self, batches: Any) -> Tensor: ...
-
-
 def score_pairs(
-    ranker: PairRanker,
-    query_store: Any,
-    passage_store: Any,
+    ranker: Ranker,
+    query_store: TokenStore,
+    passage_store: TokenStore,
     query_rows: np.ndarray,
     passage_rows: np.ndarray,
     *,
@@ -58,7 +47,7 @@ def score_pairs(
     lengths = np.asarray(query_store.lengths)[pairs[0]] + np.asarray(passage_store.lengths)[pairs[1]]
     order = np.argsort(-lengths, kind="stable")  # longest first: too little memory shows at once
     scores = np.empty(len(keys), dtype=np.float32)
-    with _scoring(ranker, dtype), progress_bar(progress, total=len(keys), unit="pairs") as bar:
+    with evaluating(ranker, dtype), progress_bar(progress, total=len(keys), unit="pairs") as bar:
         for start in range(0, len(order), _PAIRS):
             part = order[start : start + _PAIRS]
             batches = ranker.batches(
@@ -81,18 +70,3 @@ def rerank(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray
     scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1).astype(np.int64)
-
-
-@contextlib.contextmanager
-def _scoring(ranker: PairRanker, dtype: torch.dtype | None) -> Iterator[None]:
-    """Evaluation mode for every submodule, without gradients, under autocast; each mode is put back."""
-    assert isinstance(ranker, nn.Module), type(ranker)
-    modes = {module: module.training for module in ranker.modules()}
-    device = next(ranker.parameters()).device.type
-    ranker.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device, dtype) if dtype is not None else contextlib.nullcontext():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -88,8 +88,8 @@ def _randomisation(moved: np.ndarray, seed: int, resamples: int) -> float:
     """Two-sided p of the mean over signs: all of them if no more than ``resamples``, else that many at random.
 
     The sign of a zero difference changes nothing, so the caller leaves those queries out. Random signs count the
-    observed ones as one more draw, so that p is never 0. Written out because scipy's general permutation test takes
-    fifteen times as long on the 7,000 queries of MS MARCO; the tests compare the two.
+    observed ones as one more draw, so that p is never 0. Written out because of the time that scipy's general
+    permutation test takes (docs/decisions/0006-own-randomisation-test.md); the tests compare the two.
     """
     count, far = len(moved), abs(float(moved.sum())) - 1e-12 * float(np.abs(moved).sum())
     if count <= math.log2(resamples):

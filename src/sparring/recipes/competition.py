@@ -92,7 +92,7 @@ def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists]
     """One row for ranked lists that need no ranker."""
     run = run_of(x.query_ids(split.rows), x.dataset.corpus.ids, *lists[split.name])
     x.write_runs(split.name, {name: run})
-    return [evaluate(name, split.qrels, run, x.config.measures, 0)]
+    return [evaluate(name, split.qrels, run, x.config.measures, x.config.seed)]
 
 
 def zero_shot_rows(x: Experiment, split: Split, trained_head: bool) -> list[Row]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from sparring.data import Dataset, default_cache, load
 from sparring.data.demo import prepare_aws, prepare_minilm
-from sparring.distributed import choose_tokens
+from sparring.data.table import TextTable
 from sparring.log import table
 from sparring.models import Retriever, load_retriever
 from sparring.phases.encode import encode
 from sparring.phases.index import build_index
-from sparring.phases.rerank import score_pairs
+from sparring.phases.rerank import rerank, score_pairs
+from sparring.recipes.experiment import Experiment
 from sparring.recipes.train import Trained, resolve_config, train
 from sparring.rundir import require_unused
 
@@ -43,42 +43,52 @@ def run_demo(recipe: str, out: Path, assignments: Sequence[str], *, cache: Path 
 
 
 def ask(result: Trained, questions: Sequence[str] = QUESTIONS, *, cache: Path | None = None, top: int = 3) -> str:
-    """The questions' top passages by the retriever before, the retriever after, and the cascade, side by side."""
-    dataset = load(prepare_aws(cache), cache=cache)
+    """The questions' top passages by the retriever before, the retriever after, and the cascade, side by side.
+
+    On the run's own data, tokens and settings; ``before`` is the retriever that it started from.
+    """
     run = result.experiment
-    settings = run.config
-    before = load_retriever(
-        prepare_minilm(cache), layers=settings.retriever_layers or settings.layers,
-        max_length=settings.retriever_max_length,
+    before = _untrained(run, prepare_minilm(cache))
+    found_before = _search(run, before, questions, top)
+    found_after = _search(run, run.retriever, questions, max(top, run.config.rerank_depth))
+    count, depth = found_after.shape
+    queries = run.ranker.tokenize(questions, None, "query")
+    scores = score_pairs(
+        run.ranker, queries, run.feed.ranker_passages, np.repeat(np.arange(count), depth), found_after.reshape(-1),
+        token_budget=run.encode_tokens, dtype=run.dtype, progress="ask: rank",
     )  # fmt: skip
-    folder = (Path(cache) if cache is not None else default_cache()) / "tokens"
-    found_before = _search(before, dataset, questions, top, folder, run.dtype)
-    depth = settings.rerank_depth
-    found_after = _search(run.retriever, dataset, questions, depth, folder, run.dtype)
-    ranker = run.ranker
-    queries = ranker.tokenize(questions, None, "query")
-    pairs = np.repeat(np.arange(len(questions)), depth), found_after.reshape(-1)
-    scores = score_pairs(ranker, queries, run.feed.ranker_passages, *pairs, dtype=run.dtype)
-    order = np.argsort(-scores.reshape(len(questions), depth), axis=1, kind="stable")[:, :top]
-    cascade = np.take_along_axis(found_after, order, 1)
+    cascade = rerank(found_after, scores.reshape(count, depth))[1][:, :top]
     blocks = []
     for number, question in enumerate(questions):
-        columns = [[dataset.corpus.title(int(row)) for row in found[number][:top]] for found in
-                   (found_before, found_after, cascade)]  # fmt: skip
+        lists = (found[number][:top] for found in (found_before, found_after, cascade))
+        columns = [[_label(run.dataset.corpus, int(row)) for row in found] for found in lists]
         rows = [[rank + 1, *cells] for rank, cells in enumerate(zip(*columns, strict=True))]
         headers = ["", "retriever before", "retriever after", "cascade (retriever + ranker)"]
         blocks.append(f"> {question}\n\n{table(rows, headers)}")
     return "\n\n".join(blocks)
 
 
-def _search(
-    retriever: Retriever, dataset: Dataset, questions: Sequence[str], top: int, cache: Path, dtype: torch.dtype | None
-) -> np.ndarray:
-    """Passage rows [questions, top]."""
-    budget = choose_tokens(0, retriever.device.type, 16384)
-    store = retriever.tokenize(dataset.corpus, "passage", cache)
-    passages = encode(retriever, store, "passage", token_budget=budget, dtype=dtype)
-    asked = retriever.tokenize(questions, "query", None)
-    queries = encode(retriever, asked, "query", token_budget=budget, dtype=dtype)
-    return build_index(passages).search(queries, top)[1]
+def _label(corpus: TextTable, row: int) -> str:
+    """The title, or the id where the run leaves titles out."""
+    return corpus.title(row) or corpus.id(row)
 
+
+def _untrained(run: Experiment, model: Path) -> Retriever:
+    """The retriever that the run started from, as the run's settings make it, on the run's device."""
+    settings = run.config
+    retriever = load_retriever(
+        model,
+        layers=settings.retriever_layers or settings.layers, similarity=settings.similarity,
+        scale=settings.scale or "auto", two_towers=settings.two_towers, max_length=settings.retriever_max_length,
+        pooling=settings.pooling, trust_remote_code=settings.trust_remote_code,
+    )  # fmt: skip
+    return retriever.to(run.retriever.device)
+
+
+def _search(run: Experiment, retriever: Retriever, questions: Sequence[str], top: int) -> np.ndarray:
+    """Passage rows [questions, top]. The stored tokens serve every retriever with the run's tokenizer and prompts."""
+    shared: dict[str, Any] = {"token_budget": run.encode_tokens, "dtype": run.dtype}
+    passages = encode(retriever, run.feed.retriever_passages, "passage", **shared, progress="ask: encode passages")
+    asked = retriever.tokenize(questions, "query", None)
+    queries = encode(retriever, asked, "query", **shared, progress="ask: encode questions")
+    return build_index(passages).search(queries, top)[1]

@@ -29,6 +29,7 @@ from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
 from sparring.recipes.settings import Rates, RunConfig
+from sparring.recipes.tables import result_table
 from sparring.rundir import RunDir
 from sparring.types import InputError, Qrels, Run
 
@@ -232,6 +233,9 @@ class Experiment:
         cascade = self.selected(result.table)
         rows = [row.as_dict() for row in result.table.rows]
         self.run.metrics.write("evaluate", name=name, split=self.dev.name, rows=rows)
+        if rank() == 0:
+            text = result_table([], [(name, result.table)], self.config.measures, markdown=True)
+            self.run.write_text(f"rounds/{name.replace(' ', '-')}.md", text + "\n")
         if self.best is None or cascade > self.best[1]:
             self.best = (name, cascade, generation)
             self.keep("best")
@@ -242,12 +246,10 @@ class Experiment:
 
     def three_rows(self, name: str, split: Split, generation: Generation) -> ThreeRows:
         """Retriever, ranker on fixed candidates and cascade on one split; runs are written as TREC files."""
-        depth = self.config.rerank_depth
-        fixed = self.fixed[split.name]
         result = three_rows(
             split.qrels, self.query_ids(split.rows), split.rows, self.dataset.corpus.ids,
-            generation.lists[split.name], (fixed[0][:, :depth], fixed[1][:, :depth]), self._rank_quietly,
-            depth=depth, measures=self.config.measures,
+            generation.lists[split.name], self.fixed[split.name], self._rank_quietly,
+            depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed,
         )  # fmt: skip
         self.write_runs(f"{split.name}-{name}", result.runs)
         return result

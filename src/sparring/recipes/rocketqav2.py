@@ -66,7 +66,7 @@ class RocketQAv2Config(RoundsConfig):
     off, but on in `official` (as released) and wherever the KL's gradient reaches the ranker (`paper`, or
     detach_teacher=false), whose scores are then no mere target."""
     supervised: Literal["listwise", "pointwise"] = "listwise"
-    """The ranker's own loss; pointwise is the paper's ablation."""
+    """The ranker's own loss; pointwise is the paper's ablation. Not beside static=true, which has no such loss."""
     static: bool = False
     """Freeze the ranker and distil only (the paper's ablation "static")."""
     lists: Literal["hybrid", "denoised", "undenoised"] = "hybrid"
@@ -114,11 +114,23 @@ class RocketQAv2Config(RoundsConfig):
                 f"variant {self.variant} decides {', '.join(extra)} itself", where=f"variant={self.variant}",
                 expected="these keys only beside variant=custom", fix="remove them, or set variant=custom",
             )  # fmt: skip
+        self._check_static()
         if self.detach_teacher is False and (self.static or self.teacher_dropout == "off"):
             other = "static=true" if self.static else "teacher_dropout=off"
             raise InputError(
                 f"detach_teacher=false contradicts {other}: the gradient cannot reach a ranker that is only a target",
                 where="detach_teacher", expected="true", got="false",
+            )  # fmt: skip
+
+    def _check_static(self) -> None:
+        """A ranker at rest has no loss of its own and no dropout: keys about these would be dropped in silence."""
+        unused = ["supervised"] if self.supervised != "listwise" else []
+        unused += ["teacher_dropout"] if self.teacher_dropout != "auto" else []
+        if self.static and unused:
+            raise InputError(
+                f"static=true leaves {' and '.join(unused)} without effect: the ranker is frozen, its dropout off",
+                where=", ".join(unused), expected="the defaults (supervised=listwise, teacher_dropout=auto)",
+                got=", ".join(f"{name}={getattr(self, name)}" for name in unused), fix="remove them, or static=true",
             )  # fmt: skip
 
     @property

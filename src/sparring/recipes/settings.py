@@ -63,7 +63,7 @@ class RunConfig:
     measures: tuple[str, ...] = ("RR@10", "nDCG@10", "R@10", "R@100", "Success@5")
     """Measures in ir-measures' names."""
     dev_split: str = "dev"
-    """Split that selects."""
+    """Split that selects. The three splits must not share a query."""
     test_split: str = "test"
     """Split that is read once, at the end."""
     dev_queries: int = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +15,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sparring.data import Dataset, default_cache, load, read_run, write_run
+from sparring.data import Dataset, default_cache, read_run, write_run
 from sparring.distributed import choose_device, choose_precision, choose_tokens
 from sparring.log import table
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases import export as exporting
 from sparring.phases.bm25 import Bm25
 from sparring.phases.encode import encode
-from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, evaluate, run_of, three_rows, verdict
+from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, check_measures, evaluate, run_of, three_rows, verdict
 from sparring.phases.index import Index, Kind, build_index
 from sparring.phases.mine import denoise, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.phases.rerank import rerank, score_pairs
 from sparring.recipes.experiment import choose_split
 from sparring.types import InputError, Run
+
+logger = logging.getLogger("sparring")
 
 Lists = tuple[np.ndarray, np.ndarray]
 
@@ -37,16 +41,20 @@ def new_file(path: Path) -> Iterator[Path]:
     if path.exists():
         fix = "choose another --out, or remove it yourself"
         raise InputError("the output already exists", where=str(path), fix=fix)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("the output cannot be written", where=str(path), got=str(error)) from None
+    _make_parent(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the output cannot be written", where=str(path), got=str(error)) from None
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
@@ -69,23 +77,42 @@ def token_lengths(retriever: str) -> dict[str, Any]:
 
 
 def encode_to(
-    dataset: Dataset, retriever: str, kind: Literal["passage", "query"], out: Path, *, batch_tokens: int, precision: str
+    dataset: Dataset,
+    retriever: str,
+    kind: Literal["passage", "query"],
+    out: Path,
+    *,
+    batch_tokens: int = 0,
+    precision: str = "auto",
+    pooling: str = "mean",
+    max_length: int = 0,
+    trust_remote_code: bool = False,
 ) -> tuple[int, int]:
     """Embeddings into a .npy file, ids in the same order into OUT.ids.txt.  -> (rows, d)"""
-    model = load_retriever(retriever).to(choose_device().value)
     texts = dataset.corpus if kind == "passage" else dataset.queries
+    ids = _ids_file(out)
+    lines = "".join(f"{texts.id(row)}\n" for row in range(len(texts))).encode()
+    if ids.exists() and ids.read_bytes() != lines:
+        raise InputError("the output already exists, with other ids", where=str(ids), fix="choose another --out")
+    _make_parent(out)
+    model = load_retriever(retriever, pooling=pooling, max_length=max_length, trust_remote_code=trust_remote_code)
+    model.to(choose_device().value)
     store = model.tokenize(texts, kind, default_cache() / "tokens")
-    out.parent.mkdir(parents=True, exist_ok=True)
     tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
     vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
-    ids = out.with_name(out.name + ".ids.txt")
-    ids.write_text("".join(f"{texts.id(row)}\n" for row in range(len(texts))), encoding="utf-8")
+    if not ids.exists():
+        with new_file(ids) as aside:
+            aside.write_bytes(lines)
     return len(vectors), vectors.shape[1]
+
+
+def _ids_file(embeddings: Path) -> Path:
+    return embeddings.with_name(embeddings.name + ".ids.txt")
 
 
 def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
     """What `encode_to` wrote: embeddings (mapped) and ids."""
-    ids = path.with_name(path.name + ".ids.txt")
+    ids = _ids_file(path)
     for file in (path, ids):
         if not file.is_file():
             raise InputError("no such file", where=str(file), expected="a file of `sparring encode`")
@@ -93,7 +120,7 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise InputError("not an embeddings file", where=str(path), got=str(error)) from None
-    names = ids.read_text(encoding="utf-8").splitlines()
+    names = ids.read_bytes().decode("utf-8", "replace").split("\n")[:-1]  # only this ends a line: ids are any text
     if vectors.ndim != 2 or len(names) != len(vectors):
         got = f"shape {list(vectors.shape)}, {len(names)} ids"
         raise InputError("embeddings and ids do not agree", where=str(path), expected="one id a row", got=got)
@@ -102,14 +129,21 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
 
 def index_to(embeddings: Path, kind: Kind, out: Path) -> int:
     """A faiss index file from embeddings.  -> passages"""
-    vectors, _ = read_embeddings(embeddings)
     with new_file(out) as aside:
+        vectors, _ = read_embeddings(embeddings)
         build_index(vectors, kind=kind).save(aside)
     return len(vectors)
 
 
 def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> int:
     """A TREC run from an index and query embeddings.  -> queries"""
+    with new_file(out) as aside:
+        run = _searched(index_file, passages, queries, k)
+        write_run(run, aside)
+    return len(run)
+
+
+def _searched(index_file: Path, passages: Path, queries: Path, k: int) -> Run:
     found = Index.load(index_file)
     _, passage_ids = read_embeddings(passages)
     vectors, query_ids = read_embeddings(queries)
@@ -121,10 +155,27 @@ def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path
         got = f"queries {vectors.shape[1]}, index {found.dim}"
         raise InputError("dimensions differ", where=str(queries), expected="embeddings of one model", got=got)
     scores, rows = found.search(vectors, k)
-    run = run_of(query_ids, lambda numbers: [passage_ids[i] for i in numbers], scores, rows)
-    with new_file(out) as aside:
-        write_run(run, aside)
-    return len(run)
+    return run_of(query_ids, lambda numbers: [passage_ids[i] for i in numbers], scores, rows)
+
+
+def read_known_run(file: Path, dataset: Dataset) -> Run:
+    """A run file all of whose queries and passages are in the data; InputError names the file and the first other."""
+    run = read_run(file)
+    for query, ranking in run.items():
+        if query not in dataset.queries:
+            got = f"query {query!r}"
+            raise InputError("the run names a query that the data lacks", where=str(file), expected=_SAME, got=got)
+        try:
+            dataset.corpus.rows(ranking)
+        except InputError as error:
+            where, got = f"{file}, query {query!r}", f"passage {error.got}"
+            raise InputError(
+                "the run names a passage that the data lacks", where=where, expected=_SAME, got=got
+            ) from None
+    return run
+
+
+_SAME = "a run of this data set"
 
 
 def lists_of(run: Run, dataset: Dataset, query_ids: Sequence[str]) -> Lists:
@@ -139,6 +190,17 @@ def lists_of(run: Run, dataset: Dataset, query_ids: Sequence[str]) -> Lists:
     return scores, rows
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """A ranker that cleans the pools; thresholds of None are the rule's own."""
+
+    ranker: str
+    rule: str = "calibrated"
+    negative: float | None = None
+    positive: float | None = None
+    trust_remote_code: bool = False
+
+
 def mine_to(
     dataset: Dataset,
     run_file: Path,
@@ -149,36 +211,63 @@ def mine_to(
     sampling: Method,
     answer_filter: bool,
     seed: int,
-    denoise_with: str | None = None,
-    rule: str = "calibrated",
+    simans: tuple[float, float] = (0.5, 0.0),
+    denoising: Denoising | None = None,
 ) -> str:
-    """Hard negatives of a split's queries as JSONL lines {"query", "positive", "negatives"}.  -> what was found"""
-    positives = positives_of(dataset.split(split), dataset.queries, dataset.corpus)
-    query_rows = np.array(sorted(positives), dtype=np.int64)
-    query_ids = dataset.queries.ids(query_rows)
-    scores, rows = lists_of(read_run(run_file), dataset, query_ids)
-    answers = {int(r): dataset.answers.get(q, ()) for r, q in zip(query_rows, query_ids, strict=True)}
-    pools = pools_from_lists(
-        rows, scores, query_rows, positives, dataset.corpus.groups,
-        answers=answers if answer_filter else None, passage_text=dataset.corpus.text, generation=run_file.name,
-    )  # fmt: skip
-    if denoise_with:
-        pools = _denoised(dataset, pools, denoise_with, rule)
-    usable = trainable(pools, negatives)
-    lists = draw(pools, usable, negatives, np.random.default_rng(seed), method=sampling)
-    with new_file(out) as aside, aside.open("w", encoding="utf-8") as file:
-        for query, passages in zip(pools.queries[usable], lists, strict=True):
-            ids = dataset.corpus.ids(passages)
-            line = {"query": dataset.queries.id(int(query)), "positive": ids[0], "negatives": ids[1:]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """Hard negatives of a split's queries as JSONL lines {"query", "positive", "negatives"}.  -> what was found
+
+    A line whose positive is no label but a passage that denoising promoted has also ``"promoted": true``.
+    """
+    with new_file(out) as aside:
+        positives = positives_of(dataset.split(split), dataset.queries, dataset.corpus)
+        pools = _mined(dataset, run_file, split, positives, answer_filter)
+        if denoising:
+            pools = _denoised(dataset, pools, denoising)
+        usable = trainable(pools, negatives)
+        rng = np.random.default_rng(seed)
+        lists = draw(pools, usable, negatives, rng, method=sampling, a=simans[0], b=simans[1])
+        with aside.open("w", encoding="utf-8") as file:
+            for query, passages in zip(pools.queries[usable], lists, strict=True):
+                ids = dataset.corpus.ids(passages)
+                line: dict[str, Any] = {
+                    "query": dataset.queries.id(int(query)),
+                    "positive": ids[0],
+                    "negatives": ids[1:],
+                }
+                if passages[0] not in positives[int(query)]:
+                    line["promoted"] = True
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return f"{out}: {len(usable)} lists of 1 + {negatives}\n{report(pools, negatives)}"
 
 
-def _denoised(dataset: Dataset, pools: Pools, ranker: str, rule: str) -> Pools:
-    score = pair_scorer(dataset, load_ranker(ranker).to(choose_device().value), autocast_type("auto"))
-    candidates = score(pools.pair_queries(), pools.candidates)
-    heads = score(pools.queries, pools.heads)
-    return denoise(pools, candidates, heads, rule=rule, groups=dataset.corpus.groups).pools
+def _mined(
+    dataset: Dataset, run_file: Path, split: str, positives: Mapping[int, np.ndarray], answer_filter: bool
+) -> Pools:
+    query_rows = np.array(sorted(positives), dtype=np.int64)
+    query_ids = dataset.queries.ids(query_rows)
+    answers = {int(r): dataset.answers.get(q, ()) for r, q in zip(query_rows, query_ids, strict=True)}
+    if answer_filter and not any(answers.values()):
+        expected = "queries with answers, as in DPR's lists"
+        raise InputError("--answer-filter has no answers to look for", where=dataset.source, expected=expected)
+    run = read_known_run(run_file, dataset)
+    if not any(query in run for query in query_ids):
+        expected, got = f"some of its {len(query_ids)} labelled queries", f"{len(run)} other queries"
+        raise InputError(f"{run_file} has no query of split {split}", where="--run", expected=expected, got=got)
+    scores, rows = lists_of(run, dataset, query_ids)
+    return pools_from_lists(
+        rows, scores, query_rows, positives, dataset.corpus.groups,
+        answers=answers if answer_filter else None, passage_text=dataset.corpus.text, generation=run_file.name,
+    )  # fmt: skip
+
+
+def _denoised(dataset: Dataset, pools: Pools, how: Denoising) -> Pools:
+    model = load_ranker(how.ranker, trust_remote_code=how.trust_remote_code).to(choose_device().value)
+    score = pair_scorer(dataset, model, autocast_type("auto"))
+    candidates, heads = score(pools.pair_queries(), pools.candidates), score(pools.queries, pools.heads)
+    return denoise(
+        pools, candidates, heads,
+        rule=how.rule, negative=how.negative, positive=how.positive, groups=dataset.corpus.groups,
+    ).pools  # fmt: skip
 
 
 def pair_scorer(
@@ -191,27 +280,42 @@ def pair_scorer(
     return lambda q, p: score_pairs(ranker, queries, passages, q, p, token_budget=tokens, dtype=dtype)
 
 
-def rerank_to(dataset: Dataset, ranker: str, run_file: Path, depth: int, out: Path, *, precision: str) -> int:
+def rerank_to(
+    dataset: Dataset,
+    ranker: str,
+    run_file: Path,
+    depth: int,
+    out: Path,
+    *,
+    precision: str = "auto",
+    max_length: int = 0,
+    trust_remote_code: bool = False,
+) -> int:
     """The top ``depth`` of each query of a run in the ranker's order.  -> pairs scored"""
-    run = read_run(run_file)
-    query_rows = dataset.queries.rows(run)
-    _, rows = lists_of(run, dataset, list(run))
-    top = rows[:, :depth]
-    inside = top >= 0
-    model = load_ranker(ranker).to(choose_device().value)
-    score = pair_scorer(dataset, model, autocast_type(precision))
-    values = np.full(top.shape, -np.inf, dtype=np.float32)
-    values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
-    scores, ordered = rerank(top, values)
     with new_file(out) as aside:
+        run = read_known_run(run_file, dataset)
+        query_rows = dataset.queries.rows(run)
+        top = lists_of(run, dataset, list(run))[1][:, :depth]
+        inside = top >= 0
+        model = load_ranker(ranker, max_length=max_length, trust_remote_code=trust_remote_code)
+        score = pair_scorer(dataset, model.to(choose_device().value), autocast_type(precision))
+        values = np.full(top.shape, -np.inf, dtype=np.float32)
+        values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
+        scores, ordered = rerank(top, values)
         write_run(run_of(list(run), dataset.corpus.ids, scores, ordered), aside)
     return int(inside.sum())
 
 
-def export_to(retriever: str, ranker: str, out: Path, *, layers: int = 0, command: str = "") -> None:
+def export_to(
+    retriever: str, ranker: str, out: Path, *, layers: int = 0, trust_remote_code: bool = False, command: str = ""
+) -> None:
     """A pair as plain sentence-transformers folders, verified in a fresh process."""
     card = {"retriever": Path(retriever).name, "ranker": Path(ranker).name, "command": command}
-    exporting.export(load_retriever(retriever, layers=layers), load_ranker(ranker, layers=layers), out, card=card)
+    pair = (
+        load_retriever(retriever, layers=layers, trust_remote_code=trust_remote_code),
+        load_ranker(ranker, layers=layers, trust_remote_code=trust_remote_code),
+    )
+    exporting.export(*pair, out, card=card, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -236,7 +340,7 @@ class Evaluation:
 
 
 def evaluate_pair(
-    data: str | Path | Dataset,
+    dataset: Dataset,
     retriever: str,
     ranker: str,
     *,
@@ -244,24 +348,30 @@ def evaluate_pair(
     depth: int,
     candidates: Path | None,
     measures: Sequence[str],
-    precision: str,
-    runs: Path | None,
+    precision: str = "auto",
+    runs: Path | None = None,
+    pooling: str = "mean",
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """BM25 and the pair's three rows on a split. Fixed candidates are a given run's, or BM25's."""
-    dataset = data if isinstance(data, Dataset) else load(data)
+    check_measures(measures, sys.maxsize)
+    width = max(100, depth, *(int(name.partition("@")[2]) for name in measures))
+    if runs is not None:
+        _require_unused(runs)
     chosen = choose_split(dataset, split, 0)
     ids = dataset.queries.ids(chosen.rows)
+    given = _candidates(candidates, dataset, ids) if candidates else None
     dtype, device = autocast_type(precision), choose_device().value
-    first, second = load_retriever(retriever).to(device), load_ranker(ranker).to(device)
+    second = load_ranker(ranker, trust_remote_code=trust_remote_code).to(device)
     if second.new_head:
         raise InputError("the ranker has no trained head", where=ranker, expected="a CrossEncoder with one logit")
-    retrieved = _retrieve(dataset, first, chosen.rows, max(100, depth), dtype)
+    first = load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code).to(device)
+    retrieved = _retrieve(dataset, first, chosen.rows, width, dtype)
     corpus = (dataset.corpus.text(row) for row in range(len(dataset.corpus)))
     queries = (dataset.queries.text(int(row)) for row in chosen.rows)
-    bm25 = Bm25(corpus, len(dataset.corpus)).search(queries, len(chosen.rows), max(100, depth))
-    fixed = lists_of(read_run(candidates), dataset, ids) if candidates else bm25
+    bm25 = Bm25(corpus, len(dataset.corpus)).search(queries, len(chosen.rows), width)
     result = three_rows(
-        chosen.qrels, ids, chosen.rows, dataset.corpus.ids, retrieved, (fixed[0][:, :depth], fixed[1][:, :depth]),
+        chosen.qrels, ids, chosen.rows, dataset.corpus.ids, retrieved, given or bm25,
         pair_scorer(dataset, second, dtype), depth=depth, measures=measures,
     )  # fmt: skip
     bm25_run = run_of(ids, dataset.corpus.ids, *bm25)
@@ -270,6 +380,18 @@ def evaluate_pair(
         _write_runs(runs, {"BM25": bm25_run, **result.runs})
     sentence = verdict(result.table.row(RETRIEVER), result.table.row(CASCADE), measure=measures[0])
     return Evaluation(split, rows, measures, sentence)
+
+
+def _candidates(file: Path, dataset: Dataset, query_ids: Sequence[str]) -> Lists:
+    """A run's lists of these queries; queries without one are named."""
+    run = read_known_run(file, dataset)
+    missing = [query for query in query_ids if query not in run]
+    if len(missing) == len(query_ids):
+        raise InputError("the candidates hold no query of the split", where=str(file), got=f"{len(run)} other queries")
+    if missing:
+        named = ", ".join(missing[:5])
+        logger.warning("%s: no candidates for %d of %d queries: %s", file, len(missing), len(query_ids), named)
+    return lists_of(run, dataset, query_ids)
 
 
 def _retrieve(dataset: Dataset, model: Retriever, rows: np.ndarray, k: int, dtype: torch.dtype | None) -> Lists:
@@ -282,9 +404,11 @@ def _retrieve(dataset: Dataset, model: Retriever, rows: np.ndarray, k: int, dtyp
     return scores * np.float32(model.scale), found
 
 
-def _write_runs(folder: Path, runs: Mapping[str, Run]) -> None:
-    if folder.exists() and any(folder.iterdir()):
+def _require_unused(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("the runs folder is already used", where=str(folder), fix="choose another --runs")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_runs(folder: Path, runs: Mapping[str, Run]) -> None:
     for name, run in runs.items():
         write_run(run, folder / f"{name.replace(' ', '-')}.trec")

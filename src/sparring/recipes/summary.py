@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sparring.log import table
 from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, Table, verdict
 from sparring.phases.stats import paired_test
+from sparring.recipes.tables import result_table
 
 if TYPE_CHECKING:
     from sparring.recipes.experiment import Experiment
@@ -71,16 +72,6 @@ class Outcome:
 
 def _named(tables: Sequence[tuple[str, Table]]) -> list[dict[str, Any]]:
     return [{**row.as_dict(), "name": f"{name}: {row.name}"} for name, found in tables for row in found.rows]
-
-
-def result_table(
-    rows: Sequence[Row], tables: Sequence[tuple[str, Table]], measures: Sequence[str], *, markdown: bool = False
-) -> str:
-    """Baselines, then three rows for each state of the pair."""
-    cells = [[row.name, *(str(row.estimates[m]) for m in measures)] for row in rows]
-    for name, found in tables:
-        cells += [[f"{name}: {cell[0]}", *cell[1:]] for cell in found.cells(measures)]
-    return table(cells, ["system", *measures], markdown=markdown)
 
 
 def training_table(records: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:

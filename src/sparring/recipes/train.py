@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,12 @@ from sparring.distributed import (
     choose_threads,
     choose_tokens,
     make_accelerator,
+    on_main,
     rank,
 )
 from sparring.log import Metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
@@ -32,7 +35,7 @@ from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
-from sparring.rundir import RunDir, require_unused, versions
+from sparring.rundir import RunDir, make_folder, require_unused, versions
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -109,9 +112,8 @@ def train(
     objects = resolve_config(recipe, config, assignments)
     x = set_up(data, retriever, ranker, out=out, recipe=recipe, objects=objects, cache=cache, command=command)
     outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
-    if rank() == 0:
-        finish(x, outcome, card_of(recipe, x.dataset, retriever, ranker, command))
-    x.accelerator.wait_for_everyone()
+    card = card_of(recipe, x.dataset, retriever, ranker, command)
+    on_main(lambda: finish(x, outcome, card), x.accelerator.device)
     if x.config.trackers:
         x.accelerator.end_training()
     return Trained(x.retriever.model, x.ranker.model, x.run.path, outcome, x)
@@ -131,6 +133,7 @@ def set_up(
     """Data, models, tokens, hardware and the run folder, in the order in which mistakes are cheapest to find."""
     settings: RunConfig = objects["run"]
     require_unused(Path(out))
+    check_measures(settings.measures, settings.search_depth)
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
     splits = choose_splits(dataset, settings)
@@ -140,8 +143,8 @@ def set_up(
     torch.manual_seed(settings.seed)
     pair = load_pair(retriever, ranker, settings)
     accelerator = make_accelerator(device.value, settings.trackers, str(out))
-    run = RunDir.create(out) if rank() == 0 else RunDir(Path(out), Metrics(None))
-    accelerator.wait_for_everyone()
+    on_main(lambda: make_folder(out), accelerator.device)
+    run = RunDir(Path(out), Metrics(Path(out) / "metrics.jsonl" if rank() == 0 else None))
     if settings.trackers:
         accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
         run.metrics.tracker = accelerator.log
@@ -156,7 +159,20 @@ def set_up(
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:
     """Train must exist; dev selects; test is read once."""
-    dataset.split("train")
+    labelled = {name: set(dataset.split(name)) for name in ("train", settings.dev_split, settings.test_split)}
+    if len(labelled) < 3:
+        raise InputError(
+            "a split is used twice", where="run.dev_split, run.test_split", expected="three different splits",
+            got=f"train, {settings.dev_split}, {settings.test_split}", fix="dev selects, test only reports",
+        )  # fmt: skip
+    for one, two in itertools.combinations(labelled, 2):
+        shared = sorted(labelled[one] & labelled[two])
+        if shared:
+            raise InputError(
+                f"{len(shared)} queries are in {one} and in {two}: the results would be too good",
+                where=dataset.source, expected="splits without a common query", got=", ".join(shared[:5]),
+                fix="take these queries out of one split; `sparring check` lists such leaks",
+            )  # fmt: skip
     dev = choose_split(dataset, settings.dev_split, settings.dev_queries)
     return dev, choose_split(dataset, settings.test_split, settings.test_queries)
 
@@ -247,11 +263,14 @@ def record_start(
 
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
-    """Export, summary, and away with what only the run needed."""
-    metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
-    x.run.phase("export", export, x.retriever, x.ranker, x.run.path, card={**card, "metrics": metrics})
+    """Summary and results first, so that a failed export loses nothing; then export, and away with the kept weights."""
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
+    metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
+    x.run.phase(
+        "export", export, x.retriever, x.ranker, x.run.path,
+        card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
+    )  # fmt: skip
     shutil.rmtree(x.run.path / "states")
     shutil.rmtree(x.run.path / "index", ignore_errors=True)
 

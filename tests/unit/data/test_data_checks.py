@@ -132,7 +132,9 @@ def test_unlabelled_split_and_query_without_positive(tmp_path: Path) -> None:
     write(tmp_path / "qrels.train.tsv", "q1 0 p1 1\nq2 0 p2 0\n")
     report = check(tmp_path)
     assert only(report, "unlabelled-split").examples == ("eval",)
-    assert only(report, "query-without-positive").examples == ("train: q2",)
+    found = only(report, "query-without-positive")
+    assert found.examples == ("train: q2",)
+    assert "left out of every measure's mean" in found.fix
 
 
 def test_korean_from_macos(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_a_second_call_reads_the_same_files(tokenizer, tmp_path):
     assert first.fingerprint == second.fingerprint
 
 
+def test_a_known_fingerprint_is_not_computed_again(tokenizer, monkeypatch):
+    settings = {"limit": 10, "cache": None, "name": "texts"}
+    known = tokens.tokenizer_fingerprint(tokenizer)
+    plain = tokenize(TEXTS, tokenizer, **settings)
+    monkeypatch.delattr(tokens, "tokenizer_fingerprint")
+    assert tokenize(TEXTS, tokenizer, **settings, tokenizer_id=known).fingerprint == plain.fingerprint
+
+
 @pytest.mark.parametrize("change", ["texts", "prompt", "limit", "tokenizer"])
 def test_fingerprint_covers(change, tokenizer, tiny_unigram, tmp_path):
     settings = {"prompt": "", "limit": 10}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,22 +147,3 @@ def test_overlap_of_two_refreshes() -> None:
     assert pool_overlap(old, old) == 1.0
     assert pool_overlap(old, pools({0: [70], 1: [80]})) == 0.0
     assert np.isnan(pool_overlap(old, pools({8: [1]})))
-
-
-def test_pools_file(tmp_path: Path) -> None:
-    vectors, rows, positives, groups, embeddings = problem(3)
-    pools = mine(vectors, rows, positives, build_index(embeddings), groups, depth=5, generation="세대 1")
-    pools.save(tmp_path / "p.npz")
-    again = Pools.load(tmp_path / "p.npz")
-    for name in ("queries", "heads", "offsets", "candidates", "scores", "head_scores"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(pools, name))
-        assert getattr(again, name).dtype == getattr(pools, name).dtype
-    assert (again.generation, again.depth, again.counts) == (pools.generation, pools.depth, pools.counts)
-    assert [f.name for f in tmp_path.iterdir()] == ["p.npz"]
-    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
-    np.savez(tmp_path / "other.npz", x=np.arange(3))
-    for bad in ("bad.npz", "other.npz"):
-        with pytest.raises(InputError, match="not a pools file"):
-            Pools.load(tmp_path / bad)
-    with pytest.raises(InputError, match="not found"):
-        Pools.load(tmp_path / "none.npz")
