@@ -12,12 +12,12 @@ import numpy as np
 from sparring.data.demo import prepare_aws, prepare_minilm
 from sparring.data.table import TextTable
 from sparring.log import table
-from sparring.models import Retriever, load_retriever
+from sparring.models import Retriever
 from sparring.phases.encode import encode
 from sparring.phases.index import build_index
 from sparring.phases.rerank import rerank, score_pairs
 from sparring.recipes.experiment import Experiment
-from sparring.recipes.train import Trained, resolve_config, train
+from sparring.recipes.train import Trained, configured_retriever, resolve_config, train
 from sparring.rundir import require_unused
 
 QUESTIONS = (
@@ -75,14 +75,7 @@ def _label(corpus: TextTable, row: int) -> str:
 
 def _untrained(run: Experiment, model: Path) -> Retriever:
     """The retriever that the run started from, as the run's settings make it, on the run's device."""
-    settings = run.config
-    retriever = load_retriever(
-        model,
-        layers=settings.retriever_layers or settings.layers, similarity=settings.similarity,
-        scale=settings.scale or "auto", two_towers=settings.two_towers, max_length=settings.retriever_max_length,
-        pooling=settings.pooling, trust_remote_code=settings.trust_remote_code,
-    )  # fmt: skip
-    return retriever.to(run.retriever.device)
+    return configured_retriever(model, run.config).to(run.retriever.device)
 
 
 def _search(run: Experiment, retriever: Retriever, questions: Sequence[str], top: int) -> np.ndarray:

@@ -205,16 +205,21 @@ def choose_hardware(settings: RunConfig) -> tuple[Choice, Choice, Choice]:
     return choices
 
 
-def load_pair(
-    retriever: SentenceTransformer | str | Path, ranker: CrossEncoder | str | Path, settings: RunConfig
-) -> tuple[Retriever, Ranker]:
-    """Both models as configured."""
-    first = load_retriever(
+def configured_retriever(retriever: SentenceTransformer | str | Path, settings: RunConfig) -> Retriever:
+    """The retriever as the settings make it, before any training."""
+    return load_retriever(
         retriever,
         layers=settings.retriever_layers or settings.layers, similarity=settings.similarity,
         scale=settings.scale or "auto", two_towers=settings.two_towers, max_length=settings.retriever_max_length,
         pooling=settings.pooling, trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
+
+
+def load_pair(
+    retriever: SentenceTransformer | str | Path, ranker: CrossEncoder | str | Path, settings: RunConfig
+) -> tuple[Retriever, Ranker]:
+    """Both models as configured."""
+    first = configured_retriever(retriever, settings)
     second = load_ranker(
         ranker,
         layers=settings.ranker_layers or settings.layers, max_length=settings.ranker_max_length,
