@@ -183,6 +183,7 @@ def train(
     layers: int | None, seed: int | None, trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Train a pair with a recipe; leaves OUT/retriever, OUT/ranker and the evidence."""
+    from sparring.distributed import leave
     from sparring.recipes.train import resolve_config
     from sparring.recipes.train import train as run
     from sparring.rundir import require_unused
@@ -199,6 +200,7 @@ def train(
         out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
     )  # fmt: skip
     _show_run(result.path)
+    leave()
 
 
 def _show_run(path: Path) -> None:

@@ -119,6 +119,22 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+_LEFT: list[object] = []
+
+
+def leave() -> None:
+    """End this process's part in the process group, after which `processes` is 1. Nothing with one process.
+
+    The group's object is kept until the interpreter ends. DDP's reducer would otherwise be its last owner, and joins
+    gloo's threads while it holds the GIL for which such a thread may wait: about one run in three never ended.
+    """
+    if processes() == 1:
+        return
+    dist.barrier()
+    _LEFT.append(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process; every process gets the same answer."""
     return flag if processes() == 1 else sum_over_processes({"flag": float(flag)}, device)["flag"] > 0

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fit_fixtures import STEPS, Pair, draw, gradient_of, load_pair
-from sparring.distributed import make_accelerator, processes, rank
+from sparring.distributed import leave, make_accelerator, processes, rank
 from sparring.losses import Terms, list_softmax
 from sparring.phases.fit import ListBatch, Scorer, Step, fit
 from sparring.types import InputError
@@ -71,8 +71,10 @@ def main(retriever: str, ranker: str, out: Path) -> None:
         fit(team, pair.scorer(team, broken), broken, draw, steps=1, batch=4)
     except InputError as error:
         logs["error"] = str(error)
-    (out / f"logs {rank()}.json").write_text(json.dumps(logs), encoding="utf-8")
-    accelerator.end_training()
+    number = rank()
+    leave()
+    logs["after leaving"] = processes()
+    (out / f"logs {number}.json").write_text(json.dumps(logs), encoding="utf-8")
 
 
 if __name__ == "__main__":

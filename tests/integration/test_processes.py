@@ -29,6 +29,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def ended(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code; None of a process that goes on."""
+    try:
+        return process.wait(timeout=240)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 @pytest.fixture(scope="module")
 def two(tiny_st: Path, tiny_ce: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes left their gradients, weights and logs."""
@@ -43,7 +51,7 @@ def two(tiny_st: Path, tiny_ce: Path, tmp_path_factory: pytest.TempPathFactory) 
         started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
         log.close()
     try:
-        codes = [process.wait(timeout=300) for process in started]
+        codes = [ended(process) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -58,6 +66,7 @@ def logs(two: Path, rank: int = 0) -> dict[str, Any]:
 
 def test_there_were_two_processes_and_every_model_was_wrapped(two: Path) -> None:
     assert logs(two)["processes"] == 2
+    assert logs(two)["after leaving"] == 1
     assert all(logs(two)[f"{name} wrapped"] == [True, True] for name in CASES)
 
 

@@ -114,8 +114,8 @@ def train(
     outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
     card = card_of(recipe, x.dataset, retriever, ranker, command)
     on_main(lambda: finish(x, outcome, card), x.accelerator.device)
-    if x.config.trackers:
-        x.accelerator.end_training()
+    for tracker in x.accelerator.trackers if x.config.trackers else ():
+        tracker.finish()
     return Trained(x.retriever.model, x.ranker.model, x.run.path, outcome, x)
 
 
