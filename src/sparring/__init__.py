@@ -12,15 +12,19 @@ from sparring.types import InputError
 
 if TYPE_CHECKING:
     from sparring.data import Dataset, check, load
+    from sparring.recipes.compare import compare
+    from sparring.recipes.comparison import Comparison
     from sparring.recipes.train import Trained, train
 
 __version__ = "0.1.0"
-__all__ = ["Dataset", "InputError", "Trained", "check", "load", "train"]
+__all__ = ["Comparison", "Dataset", "InputError", "Trained", "check", "compare", "load", "train"]
 
 _HOMES = {
     "Dataset": "sparring.data",
     "check": "sparring.data",
     "load": "sparring.data",
+    "Comparison": "sparring.recipes.comparison",
+    "compare": "sparring.recipes.compare",
     "Trained": "sparring.recipes.train",
     "train": "sparring.recipes.train",
 }

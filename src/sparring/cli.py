@@ -216,6 +216,54 @@ def _command() -> str:
 
 
 @main.command()
+@data_options()
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
+@click.option("--out", required=True, type=PATH, help="New folder, or a comparison's that is to go on.")
+@click.option(
+    "--recipes",
+    default="separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
+    show_default=True,
+    help="Arms, separated by commas; RECIPE:KEY=VALUE sets something for one arm alone.",
+)
+@click.option("--seeds", type=COUNT, default=5, show_default=True, help="Seeds, each with a warm start of its own.")
+@click.option(
+    "--budget", type=NUMBER, default=0,
+    help="Query-passage forwards that train each model of each arm after the warm start; default: as configured.",
+)  # fmt: skip
+@click.option("--trials", type=COUNT, default=3, show_default=True, help="Learning rates every arm tries on dev.")
+@click.option("--baseline", default="", help="Arm the others are tested against; default: separate, or the first.")
+@click.option("--config", type=PATH, help="TOML file; may hold a section for every recipe.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
+@_trust
+def compare(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    retriever: str, ranker: str, out: Path, recipes: str, seeds: int, budget: int, trials: int, baseline: str,
+    config: Path | None, assignments: tuple[str, ...], layers: int | None, trust_remote_code: bool,
+) -> None:  # fmt: skip
+    """Does joint training help you? Every recipe from the same warm start at one budget, tested over seeds.
+
+    The same command goes on where it stopped. Leaves OUT/comparison.md and .json, and the pair to ship in OUT/best.
+    """
+    from sparring.recipes.arms import parse_arms
+    from sparring.recipes.compare import compare as run
+    from sparring.recipes.train import resolve_config
+
+    settings = [*assignments, *([f"run.layers={layers}"] if layers is not None else [])]
+    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
+    settings += ["run.titles=false"] if no_titles else []
+    resolved = resolve_config(parse_arms(recipes)[0].recipe, config, settings)
+    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
+    result = run(
+        dataset, retriever, ranker, out=out, recipes=recipes, seeds=seeds, budget=budget, trials=trials,
+        baseline=baseline, config=config, assignments=settings, command=_command(),
+    )  # fmt: skip
+    click.echo(result.text())
+    click.echo(f"Models: {out / 'best' / 'retriever'} and {out / 'best' / 'ranker'}")
+
+
+@main.command()
 @click.argument("run", required=False, type=PATH)
 @data_options("--data")
 @click.option("--retriever", metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder; default: RUN's.")

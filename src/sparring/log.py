@@ -56,6 +56,15 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_peak_memory() -> bool:
+    """Let `peak_memory_bytes` start again from the present (Linux); whether that was possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with the seconds since the start.
 
@@ -70,15 +79,25 @@ class Metrics:
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one record. Numbers that are not finite are written as null, never as bare NaN."""
-        record = {"kind": kind, "seconds": round(time.monotonic() - self.start, 3), **values}
-        self.records.append(record)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+        self.take({"kind": kind, "seconds": round(time.monotonic() - self.start, 3), **values})
         if self.tracker is not None:
             numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
             if numbers:
                 self.tracker(numbers)
+
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Append a finished record, another run's for example."""
+        self.records.append(dict(record))
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a last line that a crash cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,6 +83,20 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0, *, resamples: int =
         return PairedTest(0.0, 1.0, 1.0, len(a))
     p = _randomisation(difference[difference != 0], seed, resamples)
     return PairedTest(float(difference.mean()), p, _t(difference), len(a))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: with these, rejecting at alpha keeps the family's error rate at alpha.
+
+    In the order given; NaN is not accepted. The smallest of m is multiplied by m, the next by m - 1, and so on, and
+    no adjusted value is below one of a smaller p (Holm, 1979).
+    """
+    order = np.argsort(np.asarray(p_values, dtype=np.float64), kind="stable")
+    adjusted, least = [0.0] * len(order), 0.0
+    for place, index in enumerate(order):
+        least = max(least, min(1.0, (len(order) - place) * float(p_values[index])))
+        adjusted[int(index)] = least
+    return adjusted
 
 
 def _randomisation(moved: np.ndarray, seed: int, resamples: int) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sparring.phases.evaluate import Row, evaluate, run_of
+from sparring.phases.evaluate import Row, Table, evaluate, run_of
 from sparring.phases.fit import Forwards
 from sparring.recipes.ar2 import AR2Config, ar2
 from sparring.recipes.controls import FrozenTeacherConfig, SeparateConfig, frozen_teacher, separate
@@ -31,12 +31,14 @@ class Baselines:
     """What a recipe is measured against, and where it starts from.
 
     ``ranker_came_trained``: the ranker came with a trained head, so the zero-shot pair can be ranked with.
+    ``test``: the baselines' and the warm start's rows on test, once the first recipe has read them.
     """
 
     bm25: Mapping[str, Lists]
     dev_rows: list[Row]
     warm: Generation
     ranker_came_trained: bool
+    test: dict[str, list[Row]] = field(default_factory=dict)
 
 
 def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
@@ -55,10 +57,16 @@ def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
 
 
 def compete(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> Outcome:
-    """The recipe's rounds from the warm start, then the one reading of test.
+    """The recipe's rounds from the warm start, then the one reading of test."""
+    contend(x, recipe, config, baselines)
+    return read_test(x, baselines)
 
-    Can be called again on the same experiment with another recipe: every call starts from the same weights, lists
-    and warm results, with its forwards counted from zero.
+
+def contend(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> None:
+    """The recipe's rounds; dev alone is read. ``x.best`` and the weights kept as "best" are the best pair.
+
+    Can be called on several branches of one experiment, each with its own recipe: every call starts from the same
+    weights, lists and warm results.
     """
     x.restore("warm start")
     x.keep("best")
@@ -68,24 +76,27 @@ def compete(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> Ou
         config_class, body = RECIPES[recipe]
         assert isinstance(config, config_class)
         body(x, config, baselines.warm)
-    return read_test(x, baselines)
 
 
 def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     """The only place where test labels are read, with nothing left to choose. Leaves the best pair's weights."""
     assert x.best is not None
-    test_rows = lists_row(x, x.test, "BM25", baselines.bm25)
-    if baselines.ranker_came_trained:
-        x.restore("zero-shot")
-    test_rows += zero_shot_rows(x, x.test, baselines.ranker_came_trained)
-    x.restore("warm start")
-    tables = [("warm start", x.three_rows("warm start", x.test, baselines.warm).table)]
+    if not baselines.test:
+        if baselines.ranker_came_trained:
+            x.restore("zero-shot")
+        references = lists_row(x, x.test, "BM25", baselines.bm25)
+        references += zero_shot_rows(x, x.test, baselines.ranker_came_trained)
+        x.restore("warm start")
+        warm = x.three_rows("warm start", x.test, baselines.warm).table
+        baselines.test.update(references=references, warm=list(warm.rows))
+    tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
+    x.restore("best")
     if name != "warm start":
-        x.restore("best")
         tables.append((name, x.three_rows(name, x.test, generation).table))
     x.run.metrics.write("test", best=name, rows=[[n, row.as_dict()] for n, table in tables for row in table.rows])
-    return Outcome(name, baselines.dev_rows, x.tables, test_rows, tables, x.config.select_by, x.config.measures)
+    references = baselines.test["references"]
+    return Outcome(name, baselines.dev_rows, x.tables, references, tables, x.config.select_by, x.config.measures)
 
 
 def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists]) -> list[Row]:

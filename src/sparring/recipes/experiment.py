@@ -9,7 +9,8 @@ import logging
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +80,7 @@ class Experiment:
     tables: list[tuple[str, Table]] = field(default_factory=list)
     best: tuple[str, float, Generation] | None = None
     start: Generation | None = None
+    origin: Path | None = None
     _team: dict[Name, Trainee] = field(default_factory=dict)
     _bm25: Bm25 | None = None
 
@@ -87,12 +89,23 @@ class Experiment:
         self.positives = positives_of(labels, self.dataset.queries, self.dataset.corpus)
         self.train_rows = np.array(sorted(self.positives), dtype=np.int64)
 
+    def branch(self, folder: Path) -> Experiment:
+        """The same models and data in a run folder of its own, to train from the weights kept here.
+
+        Results so far (the warm start's) are taken over; forwards are counted from zero.
+        """
+        self.release()
+        run = RunDir.create(folder)
+        for record in self.run.metrics.records:
+            run.metrics.take(record)
+        origin = self.origin or self.run.path
+        return replace(self, run=run, origin=origin, forwards=Forwards(), tables=list(self.tables), best=None, _team={})
+
     # --- training ---------------------------------------------------------------------------------------------
 
     def team(self, **rates: Rates) -> None:
         """New optimisers and schedules for both models, to last for all the recipe's rounds."""
-        self._team = {}
-        self.accelerator.free_memory()  # it holds on to what it prepared before
+        self.release()
         self._team = {
             name: make_trainee(
                 model, self.accelerator,
@@ -101,6 +114,11 @@ class Experiment:
             )
             for name, model in self._models().items()
         }  # fmt: skip
+
+    def release(self) -> None:
+        """Let go of optimisers and wrapped models; the accelerator holds on to what it prepared before."""
+        self._team = {}
+        self.accelerator.free_memory()
 
     def fit(
         self,
@@ -292,9 +310,12 @@ class Experiment:
         self.accelerator.wait_for_everyone()
 
     def restore(self, name: str) -> None:
-        """Put weights back that were kept under a name."""
+        """Put weights back that were kept under a name, here or in the run that this one branched from."""
+        folder = self.run.path / "states" / name
+        if self.origin is not None and not folder.is_dir():
+            folder = self.origin / "states" / name
         for kind, model in self._models().items():
-            load_model(model, str(self.run.path / "states" / name / f"{kind}.safetensors"))
+            load_model(model, str(folder / f"{kind}.safetensors"))
         self.accelerator.wait_for_everyone()
 
     def _models(self) -> dict[Name, Retriever | Ranker]:

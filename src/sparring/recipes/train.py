@@ -25,7 +25,7 @@ from sparring.distributed import (
     on_main,
     rank,
 )
-from sparring.log import Metrics
+from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
@@ -129,10 +129,15 @@ def set_up(
     objects: Mapping[str, Any],
     cache: str | Path | None = None,
     command: str = "",
+    again: bool = False,
 ) -> Experiment:
-    """Data, models, tokens, hardware and the run folder, in the order in which mistakes are cheapest to find."""
+    """Data, models, tokens, hardware and the run folder, in the order in which mistakes are cheapest to find.
+
+    ``again``: the folder is an earlier run's with the same settings; it is read, nothing is written into it.
+    """
     settings: RunConfig = objects["run"]
-    require_unused(Path(out))
+    if not again:
+        require_unused(Path(out))
     check_measures(settings.measures, settings.search_depth)
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
@@ -143,12 +148,15 @@ def set_up(
     torch.manual_seed(settings.seed)
     pair = load_pair(retriever, ranker, settings)
     accelerator = make_accelerator(device.value, settings.trackers, str(out))
-    on_main(lambda: make_folder(out), accelerator.device)
-    run = RunDir(Path(out), Metrics(Path(out) / "metrics.jsonl" if rank() == 0 else None))
+    run = RunDir(Path(out), Metrics(Path(out) / "metrics.jsonl" if rank() == 0 and not again else None))
+    if again:
+        run.metrics.records.extend(read_metrics(run.path / "metrics.jsonl"))
+    else:
+        on_main(lambda: make_folder(out), accelerator.device)
     if settings.trackers:
         accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
         run.metrics.tracker = accelerator.log
-    if rank() == 0:
+    if rank() == 0 and not again:
         record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
     for model in pair:
         model.to(accelerator.device)
@@ -267,10 +275,15 @@ def record_start(
     )  # fmt: skip
 
 
-def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
-    """Summary and results first, so that a failed export loses nothing; then export, and away with the kept weights."""
+def write_results(x: Experiment, outcome: Outcome) -> None:
+    """The evidence of a run, once test has been read."""
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
+
+
+def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
+    """Results first, so that a failed export loses nothing; then export, and away with the kept weights."""
+    write_results(x, outcome)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_rel
 
-from sparring.phases.stats import interval, paired_test
+from sparring.phases.stats import holm, interval, paired_test
 from sparring.types import InputError
 
 
@@ -99,3 +99,22 @@ def test_degenerate_pairs() -> None:
     assert paired_test(np.ones(1), np.zeros(1)).p_t == 1
     with pytest.raises(InputError, match="same queries twice"):
         paired_test(np.ones(2), np.ones(3))
+
+
+def test_holm_by_hand() -> None:
+    """Four tests: .01 x 4, .02 x 3, then .03 x 2 = .06 = the one before, then .04 x 1 raised to .06."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]) -> None:
+    """Holm (1979) as written: reject the smallest while p <= alpha / (hypotheses left), then stop."""
+    alpha, left, rejected = 0.05, len(p_values), set()
+    for index in sorted(range(len(p_values)), key=lambda i: p_values[i]):
+        if p_values[index] * left > alpha:
+            break
+        rejected.add(index)
+        left -= 1
+    assert {i for i, p in enumerate(holm(p_values)) if p <= alpha} == rejected

@@ -1,0 +1,356 @@
+"""`sparring compare`: every arm from the same warm start at the same budget, over several seeds.
+
+For each seed: one set-up, one warm start, then the arms one after the other, each in a run folder of its own that
+branches from it. What is finished is never computed again: the same command goes on where it stopped, and more arms or
+seeds can be added to a comparison later.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from sparring.config import to_toml
+from sparring.data import Dataset, default_cache, load
+from sparring.distributed import processes
+from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
+from sparring.phases.evaluate import Table
+from sparring.phases.export import export
+from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_forwards, with_rates
+from sparring.recipes.comparison import Comparison, Evidence, conclude
+from sparring.recipes.competition import Baselines, contend, prepare, read_test
+from sparring.recipes.experiment import Experiment
+from sparring.recipes.settings import RunConfig
+from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
+from sparring.recipes.train import card_of, load_pair, require_pools, resolve_config, set_up, write_results
+from sparring.recipes.warmup import WarmupConfig
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared. ``configs``: each arm's settings at the budget, by arm name, before tuning."""
+
+    arms: tuple[Arm, ...]
+    configs: Mapping[str, Any]
+    run: RunConfig
+    warmup: WarmupConfig
+    seeds: tuple[int, ...]
+    budget: int
+    trials: int
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What every seed starts from."""
+
+    dataset: Dataset
+    retriever: SentenceTransformer | str | Path
+    ranker: CrossEncoder | str | Path
+    cache: Path
+    command: str
+
+
+def compare(
+    data: Dataset | str | Path,
+    retriever: SentenceTransformer | str | Path,
+    ranker: CrossEncoder | str | Path,
+    *,
+    out: str | Path,
+    recipes: str = DEFAULT_ARMS,
+    seeds: int = 5,
+    budget: int = 0,
+    trials: int = 3,
+    baseline: str = "",
+    config: str | Path | Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    cache: str | Path | None = None,
+    command: str = "",
+) -> Comparison:
+    """Train every arm on every seed, test the differences, export the pair to ship.
+
+    Args:
+        out: a new folder, or one of a comparison with the same data, models and shared settings: it is continued.
+        recipes: arms as `parse_arms` reads them.
+        seeds: number of seeds, counted up from ``run.seed``; each has its own warm start, shared by the arms.
+        budget: query-passage forwards that train each model of each arm after the warm start; 0: as configured.
+        trials: learning rates that every arm tries on dev, on the first seed (`arms.FACTORS`); 1 tunes nothing.
+        baseline: the arm that the others are tested against; default ``separate`` where it is one, else the first.
+
+    Raises: InputError for unknown arms, a budget that an arm cannot meet, a folder of another comparison.
+    """
+    plan = make_plan(recipes, seeds, budget, trials, baseline, config, assignments)
+    if processes() > 1:
+        raise InputError("a comparison runs in one process", where="compare", expected="1", got=str(processes()))
+    place = Path(cache) if cache is not None else default_cache()
+    dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=plan.run.titles)
+    materials = Materials(dataset, retriever, ranker, place, command)
+    folder = Path(out)
+    claim(folder, plan, materials)
+    factors = {arm.name: 1.0 for arm in plan.arms}
+    for seed in plan.seeds:
+        session = Seed(folder / f"seed-{seed}", replace(plan.run, seed=seed), plan, materials)
+        if seed == plan.seeds[0] and plan.trials > 1:
+            factors = {arm.name: tune(session, arm, folder / "tuning") for arm in plan.arms}
+        for arm in plan.arms:
+            train_arm(session, arm, with_rates(plan.configs[arm.name], factors[arm.name]), factors[arm.name])
+    evidence = gather(folder, plan, command)
+    result = conclude(evidence)
+    ship(folder, result, plan, materials)
+    (folder / "comparison.md").write_text(result.text(markdown=True), encoding="utf-8")
+    part = folder / "comparison.json.part"
+    part.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / "comparison.json")
+    return result
+
+
+def make_plan(
+    recipes: str,
+    seeds: int,
+    budget: int,
+    trials: int,
+    baseline: str,
+    config: str | Path | Mapping[str, Any] | None,
+    assignments: Sequence[str],
+) -> Plan:
+    """Everything that can be wrong in the arguments, found before anything is loaded."""
+    arms = parse_arms(recipes)
+    for name, value, most in (("--seeds", seeds, 1000), ("--trials", trials, len(FACTORS))):
+        if not 1 <= value <= most:
+            raise InputError(f"{name} is out of range", where=name, expected=f"1 to {most}", got=str(value))
+    if budget < 0:
+        raise InputError("the budget is negative", where="--budget", expected="0 or more", got=str(budget))
+    names = [arm.name for arm in arms]
+    if baseline and baseline not in names:
+        raise InputError("the baseline is no arm", where="--baseline", expected=", ".join(names), got=baseline)
+    resolved = {arm.name: resolve_config(arm.recipe, config, [*assignments, *arm.assignments()]) for arm in arms}
+    shared = next(iter(resolved.values()))
+    own = {arm.name: resolved[arm.name][arm.recipe] for arm in arms}
+    start = shared["run"].seed
+    return Plan(
+        tuple(arms), at_budget(own, budget), shared["run"], shared["warmup"], tuple(range(start, start + seeds)),
+        budget or trained_forwards(next(iter(own.values())))[0], trials,
+        baseline or ("separate" if "separate" in names else names[0]),
+    )  # fmt: skip
+
+
+def claim(folder: Path, plan: Plan, materials: Materials) -> None:
+    """Make the folder, or check that it is this comparison's: what all arms and seeds share must be the same."""
+    run = {**asdict(plan.run), "seed": plan.seeds[0]}
+    named = {"retriever": _named(materials.retriever), "ranker": _named(materials.ranker)}
+    shared = {"data": materials.dataset.fingerprint, **named, "run": run, "warmup": asdict(plan.warmup)}
+    shared = json.loads(json.dumps({**shared, "trials": plan.trials}))
+    file = folder / "shared.json"
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found != shared:
+            raise InputError(
+                "this folder holds a comparison with other data, models or shared settings", where=str(file),
+                expected="the same ones", got="; ".join(_differences(found, shared)),
+                fix="take them again, or choose another --out",
+            )  # fmt: skip
+        return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(
+            "the output folder is already used", where=str(folder), expected="a new folder, or a comparison's",
+            fix="choose another --out; nothing was overwritten",
+        )  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(shared, indent=1), encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise InputError("the output folder cannot be written", where=str(folder), got=str(error)) from None
+
+
+def _named(model: object) -> str:
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted({*found, *wanted}):
+        a, b = found.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: there {a!r}, here {b!r}")
+    return lines
+
+
+class Seed:
+    """One seed's warm start, made or read only when an arm needs it."""
+
+    def __init__(self, folder: Path, run: RunConfig, plan: Plan, materials: Materials) -> None:
+        self.folder, self.run, self.plan, self.materials = folder, run, plan, materials
+        self._open: tuple[Experiment, Baselines] | None = None
+
+    def branch(self, folder: Path) -> tuple[Experiment, Baselines]:
+        """The warm start in a run folder of its own; what lies in that folder is an unfinished arm and is removed."""
+        if self._open is None:
+            self._open = self._warm()
+        x, baselines = self._open
+        if folder.exists():
+            shutil.rmtree(folder)
+        return x.branch(folder), baselines
+
+    def _warm(self) -> tuple[Experiment, Baselines]:
+        shared, m = self.folder / "shared", self.materials
+        done = shared / "baselines.npz"
+        if shared.exists() and not done.exists():
+            logger.warning("%s: the warm start was not finished: it is made again", shared)
+            shutil.rmtree(shared)
+        objects = {"run": self.run, "warmup": self.plan.warmup}
+        for arm in self.plan.arms:
+            require_pools({**objects, arm.recipe: self.plan.configs[arm.name]}, len(m.dataset.corpus))
+        again = done.exists()
+        x = set_up(
+            m.dataset, _copy(m.retriever), _copy(m.ranker), out=shared, recipe="warmup", objects=objects,
+            cache=m.cache, command=m.command, again=again,
+        )  # fmt: skip
+        if again:
+            return x, read_warm(x, shared)
+        baselines = prepare(x, self.plan.warmup)
+        save_warm(x, shared, baselines)
+        return x, baselines
+
+
+def _copy(model: Any) -> Any:
+    """Training changes a model in place, and every seed starts from the one that was given."""
+    return model if isinstance(model, str | Path) else copy.deepcopy(model)
+
+
+def save_warm(x: Experiment, folder: Path, baselines: Baselines) -> None:
+    """Everything that arms need of a warm start; ``baselines.npz`` last, as the sign that it is whole."""
+    assert x.start is not None
+    save_generation(folder / "zero-shot.npz", x.start)
+    save_generation(folder / "warm.npz", baselines.warm)
+    facts = {"dev_rows": len(baselines.dev_rows), "trained": baselines.ranker_came_trained}
+    save_rows(folder / "baselines.npz", [*baselines.dev_rows, *x.tables[0][1].rows], facts)
+
+
+def read_warm(x: Experiment, folder: Path) -> Baselines:
+    """Put an earlier warm start back into the experiment."""
+    rows, facts = load_rows(folder / "baselines.npz")
+    warm, x.start = load_generation(folder / "warm.npz"), load_generation(folder / "zero-shot.npz")
+    bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
+    x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
+    x.tables = [("warm start", Table(tuple(rows[facts["dev_rows"] :]), tuple(x.config.measures)))]
+    return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"])
+
+
+def tune(session: Seed, arm: Arm, folder: Path) -> float:
+    """The factor on the learning rates whose best round has the best cascade on dev; test is not read."""
+    file = folder / f"{arm.folder}.json"
+    base = session.plan.configs[arm.name]
+    settings = json.loads(json.dumps(asdict(base)))
+    tried: list[dict[str, float]] = []
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        _require_same(file, found["settings"], settings)
+        tried = found["tried"]
+    for factor in FACTORS[len(tried) : session.plan.trials]:
+        x, baselines = session.branch(folder / f"{arm.folder}-{factor:g}")
+        logger.info("%s: learning rates x %g, on dev", arm.name, factor)
+        contend(x, arm.recipe, with_rates(base, factor), baselines)
+        assert x.best is not None
+        tried.append({"factor": factor, "dev": x.best[1]})
+        x.release()
+        shutil.rmtree(x.run.path)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({"settings": settings, "tried": tried}, indent=1), encoding="utf-8")
+        part.replace(file)
+    return float(max(tried, key=lambda trial: trial["dev"])["factor"])
+
+
+def _require_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if found != wanted:
+        raise InputError(
+            "this arm was trained with other settings", where=str(where), expected="the same ones",
+            got="; ".join(_differences(found, wanted)), fix="take them again, or choose another --out",
+        )  # fmt: skip
+
+
+def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
+    """One arm on one seed, unless it is there already; its ``arm.npz`` is written last."""
+    folder = session.folder / arm.folder
+    done, settings = folder / "arm.npz", json.loads(json.dumps(asdict(config)))
+    if done.is_file():
+        _require_same(done, load_rows(done)[1]["settings"], settings)
+        return
+    x, baselines = session.branch(folder)
+    objects = {"run": session.run, "warmup": session.plan.warmup, arm.recipe: config}
+    x.run.write_text("config.toml", to_toml(objects, {"recipe": arm.recipe}))
+    shutil.copy(session.folder / "shared" / "environment.json", folder)
+    logger.info("seed %d: %s ...", session.run.seed, arm.name)
+    own_peak, start = reset_peak_memory(), time.monotonic()
+    contend(x, arm.recipe, config, baselines)
+    seconds, memory = time.monotonic() - start, peak_memory_bytes()
+    x.release()
+    outcome = read_test(x, baselines)
+    write_results(x, outcome)
+    assert x.best is not None
+    rows = [*outcome.test_rows, *baselines.test["warm"], *outcome.best_test.rows]
+    facts = {
+        "arm": arm.name, "recipe": arm.recipe, "seed": session.run.seed, "settings": settings, "factor": factor,
+        "dev": x.best[1], "kept": outcome.best, "seconds": seconds,
+        "peak_memory_mb": memory // 2**20 if own_peak else 0,
+        "forwards": x.forwards.to_dict(), "references": len(outcome.test_rows),
+        "dev_queries": len(x.dev.rows), "test_queries": len(x.test.rows),
+    }  # fmt: skip
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    release_memory()
+    save_rows(done, rows, facts)
+
+
+def gather(folder: Path, plan: Plan, command: str) -> Evidence:
+    """Everything that was measured, from the folder alone."""
+    results = {
+        arm.name: [load_rows(folder / f"seed-{seed}" / arm.folder / "arm.npz") for seed in plan.seeds]
+        for arm in plan.arms
+    }
+    tuning = {}
+    for arm in plan.arms if plan.trials > 1 else ():
+        found = json.loads((folder / "tuning" / f"{arm.folder}.json").read_text(encoding="utf-8"))
+        tuning[arm.name] = found["tried"]
+    file = folder / f"seed-{plan.seeds[0]}" / "shared" / "environment.json"
+    environment = json.loads(file.read_text(encoding="utf-8"))
+    return Evidence(
+        arms=plan.arms, seeds=plan.seeds, baseline=plan.baseline, budget=plan.budget, measure=plan.run.select_by,
+        measures=tuple(plan.run.measures), results=results, tuning=tuning,
+        environment={**environment, "command": command},
+    )  # fmt: skip
+
+
+def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> None:
+    """Export the pair to ship into ``best``; an earlier export of another pair makes way once this one is whole."""
+    shipped = result.shipped
+    settings = replace(plan.run, seed=shipped.seed)
+    retriever, ranker = load_pair(_copy(materials.retriever), _copy(materials.ranker), settings)
+    states = folder / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
+    load_model(retriever, str(states / "retriever.safetensors"))
+    load_model(ranker, str(states / "ranker.safetensors"))
+    card = card_of(shipped.arm.name, materials.dataset, materials.retriever, materials.ranker, materials.command)
+    metrics = {name: {m: str(e) for m, e in cells.items()} for name, cells in result.shipped_rows().items()}
+    aside, target = folder / "best.part", folder / "best"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    export(retriever, ranker, aside, card={**card, "metrics": metrics}, trust_remote_code=settings.trust_remote_code)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)

@@ -1,0 +1,84 @@
+"""Generations and result rows as plain ``.npz`` files: what a comparison needs to go on where it stopped.
+
+Every file is written aside and renamed into place; none holds a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparring.phases.evaluate import Row
+from sparring.phases.pools import Pools
+from sparring.phases.stats import Estimate
+from sparring.recipes.experiment import Generation
+from sparring.types import InputError
+
+_POOLS = tuple(field.name for field in fields(Pools) if field.name not in ("generation", "depth", "counts"))
+
+
+def save_generation(path: Path, generation: Generation) -> None:
+    """Pools and ranked lists of one state of the retriever."""
+    pools = generation.pools
+    arrays = {f"pools|{name}": getattr(pools, name) for name in _POOLS}
+    for split, (scores, rows) in generation.lists.items():
+        arrays |= {f"scores|{split}": scores, f"rows|{split}": rows}
+    counts = {name: int(count) for name, count in pools.counts.items()}
+    facts = {"name": generation.name, "generation": pools.generation, "depth": pools.depth, "counts": counts}
+    _save(path, arrays, {**facts, "splits": list(generation.lists)})
+
+
+def load_generation(path: Path) -> Generation:
+    """What `save_generation` wrote; InputError when it cannot be read."""
+    arrays, facts = _load(path)
+    pools = Pools(
+        **{name: arrays[f"pools|{name}"] for name in _POOLS},
+        generation=facts["generation"], depth=facts["depth"], counts=facts["counts"],
+    )  # fmt: skip
+    lists = {split: (arrays[f"scores|{split}"], arrays[f"rows|{split}"]) for split in facts["splits"]}
+    return Generation(facts["name"], pools, lists)
+
+
+def save_rows(path: Path, rows: Sequence[Row], facts: Mapping[str, Any] | None = None) -> None:
+    """Result rows with the values of every query, in their order, and JSON facts beside them."""
+    arrays = {f"{i}|{m}": values for i, row in enumerate(rows) for m, values in row.values.items()}
+    described = [[row.name, {m: list(e) for m, e in row.estimates.items()}] for row in rows]
+    _save(path, arrays, {"rows": described, "facts": dict(facts or {})})
+
+
+def load_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
+    """What `save_rows` wrote: rows and facts; InputError when it cannot be read."""
+    arrays, saved = _load(path)
+    rows = [
+        Row(name, {m: Estimate(*e) for m, e in estimates.items()}, {m: arrays[f"{i}|{m}"] for m in estimates})
+        for i, (name, estimates) in enumerate(saved["rows"])
+    ]
+    return rows, saved["facts"]
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts, ensure_ascii=False)), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        return arrays, json.loads(str(arrays.pop("facts")))
+    except Exception as error:
+        raise InputError(
+            "a file of this folder cannot be read", where=str(path), expected="a file as it was written",
+            got=f"{type(error).__name__}: {error}", fix="remove it: it is made again",
+        ) from None  # fmt: skip

@@ -1,0 +1,235 @@
+"""Whole comparisons on a toy help desk with a tiny pair: shared warm start, resume, equal budgets, the shipped pair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_fixtures import write_toy
+from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from test_train import CONFIG
+
+from sparring.recipes import compare as module
+from sparring.recipes.compare import compare
+from sparring.recipes.comparison import Comparison
+from sparring.recipes.store import load_rows
+from sparring.types import InputError
+
+pytestmark = pytest.mark.slow
+ARMS = "separate,ar2,rocketqav2:lists=undenoised"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path, tiny_ce: Path) -> dict[str, Any]:
+    """Arguments of every comparison here."""
+    return {
+        "data": write_toy(tmp_path_factory.mktemp("toy")), "retriever": tiny_st, "ranker": tiny_ce,
+        "cache": tmp_path_factory.mktemp("cache"), "config": CONFIG, "recipes": ARMS, "seeds": 2, "budget": 64,
+        "trials": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    out = tmp_path_factory.mktemp("whole") / "compared"
+    return out, compare(**start, out=out, command="a command")
+
+
+def arms(out: Path) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """What every arm of every seed left, by its folder."""
+    return {f"{p.parent.parent.name}/{p.parent.name}": load_rows(p) for p in sorted(out.glob("seed-*/*/arm.npz"))}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Every number of two comparisons, bit for bit, times and memory aside."""
+    a, b = arms(one), arms(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        timed = ("seconds", "peak_memory_mb")
+        assert {k: v for k, v in a[name][1].items() if k not in timed} == {
+            k: v for k, v in b[name][1].items() if k not in timed
+        }
+        for row, twin in zip(a[name][0], b[name][0], strict=True):
+            assert row.name == twin.name
+            assert all(np.array_equal(row.values[m], twin.values[m]) for m in row.values)
+        for model in ("retriever", "ranker"):
+            weights = [load_file(out / name / "states" / "best" / f"{model}.safetensors") for out in (one, other)]
+            assert all(bool((weights[0][key] == weights[1][key]).all()) for key in weights[0])
+
+
+def test_every_arm_of_every_seed_is_trained_on_the_budget(whole: tuple[Path, Comparison]) -> None:
+    found = arms(whole[0])
+    folders = ("ar2", "rocketqav2-lists=undenoised", "separate")
+    assert list(found) == [f"seed-{seed}/{arm}" for seed in (0, 1) for arm in folders]
+    for _, facts in found.values():
+        assert (facts["forwards"]["retriever_trained"], facts["forwards"]["ranker_trained"]) == (64, 64)
+        assert facts["peak_memory_mb"] > 100
+    assert found["seed-0/ar2"][1]["forwards"]["ranker_teacher"] == 64
+    assert found["seed-0/separate"][1]["forwards"]["ranker_teacher"] == 0
+
+
+def test_arms_of_a_seed_share_its_warm_start_and_seeds_do_not(whole: tuple[Path, Comparison]) -> None:
+    found = arms(whole[0])
+    count = found["seed-0/ar2"][1]["references"]
+
+    def warm(name: str) -> list[float]:
+        return [float(v) for row in found[name][0][count : count + 3] for v in row.values["nDCG@10"]]
+
+    assert warm("seed-0/ar2") == warm("seed-0/separate") == warm("seed-0/rocketqav2-lists=undenoised")
+    assert warm("seed-0/ar2") != warm("seed-1/ar2")
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_an_arm_alone_gives_what_it_gives_among_others(
+    whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path
+) -> None:
+    """No state leaks from one arm into the next: the last arm of the whole is the only one here."""
+    out = tmp_path / "alone"
+    compare(**{**start, "recipes": "rocketqav2:lists=undenoised"}, out=out)
+    mine, whole_arms = arms(out), arms(whole[0])
+    assert len(mine) == 2
+    for name, (rows, _) in mine.items():
+        assert all(np.array_equal(a.values[m], b.values[m])
+                   for a, b in zip(rows, whole_arms[name][0], strict=True) for m in a.values)  # fmt: skip
+
+
+def test_the_learning_rates_were_tried_on_dev_alone(whole: tuple[Path, Comparison]) -> None:
+    out, result = whole
+    assert sorted(p.name for p in (out / "tuning").iterdir()) == [
+        "ar2.json", "rocketqav2-lists=undenoised.json", "separate.json",
+    ]  # fmt: skip
+    for arm in result.results:
+        tried = result.evidence.tuning[arm.arm.name]
+        assert [trial["factor"] for trial in tried] == [1.0, 0.5]
+        assert arm.factor == max(tried, key=lambda trial: trial["dev"])["factor"]
+        assert arm.settings["retriever_lr"] == pytest.approx(1e-3 * arm.factor)
+        chosen = next(t["dev"] for t in tried if t["factor"] == arm.factor)
+        assert arm.dev[0] == chosen, "the first seed is the one that was tuned on"
+
+
+def test_the_shipped_pair_is_two_plain_folders(whole: tuple[Path, Comparison]) -> None:
+    out, result = whole
+    retriever, ranker = SentenceTransformer(str(out / "best" / "retriever")), CrossEncoder(str(out / "best" / "ranker"))
+    shipped = result.shipped
+    kept = out / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
+    exported = load_file(out / "best" / "retriever" / "model.safetensors")
+    trained = load_file(kept / "retriever.safetensors")
+    assert any(
+        tuple(a.shape) == tuple(b.shape) and bool((a == b).all()) for a in exported.values() for b in trained.values()
+    )
+    assert retriever.encode(["password reset"]).shape == (1, 32)
+    assert ranker.predict([("password reset", "reset a user")]).shape == (1,)
+    told = json.loads((out / "comparison.json").read_text())
+    assert told["command"] == "a command"
+    assert told["verdict"]["ship"]["arm"] == shipped.arm.name
+    assert (out / "comparison.md").read_text() == result.text(markdown=True)
+
+
+@pytest.fixture
+def unshipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the export out, which takes longer than the training here."""
+    monkeypatch.setattr(module, "ship", lambda *_: None)
+
+
+class Stop(Exception):
+    """Where a test cuts a comparison off."""
+
+
+@pytest.mark.usefixtures("unshipped")
+@pytest.mark.parametrize("cut", [1, 7])
+def test_a_comparison_goes_on_where_it_stopped(
+    cut: int, whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off inside the n-th training of an arm (trials included), then the same command: the same bits."""
+    out = tmp_path / "cut"
+    real, calls = module.contend, iter(range(100))
+
+    def cut_off(x: Any, *args: Any) -> None:
+        if next(calls) == cut:
+            x.run.write_text("half", "a file that an unfinished arm left")
+            raise Stop
+        real(x, *args)
+
+    monkeypatch.setattr(module, "contend", cut_off)
+    with pytest.raises(Stop):
+        compare(**start, out=out)
+    monkeypatch.setattr(module, "contend", real)
+    done = {p: p.stat().st_mtime_ns for p in out.glob("seed-*/*/arm.npz")}
+    compare(**start, out=out)
+    assert_same(out, whole[0])
+    assert all(p.stat().st_mtime_ns == before for p, before in done.items()), "a finished arm was trained again"
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_an_unfinished_warm_start_is_made_again(
+    whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "cut", module.prepare
+
+    def cut_off(x: Any, config: Any) -> Any:
+        real(x, config)
+        raise Stop
+
+    monkeypatch.setattr(module, "prepare", cut_off)
+    with pytest.raises(Stop):
+        compare(**start, out=out)
+    monkeypatch.setattr(module, "prepare", real)
+    compare(**start, out=out)
+    assert_same(out, whole[0])
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_arms_and_seeds_can_be_added_to_a_comparison(
+    whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "grown"
+    compare(**{**start, "recipes": "separate", "seeds": 1}, out=out)
+    result = compare(**start, out=out)
+    assert_same(out, whole[0])
+    assert [(t.arm, t.row, t.p_holm) for t in result.tests] == [(t.arm, t.row, t.p_holm) for t in whole[1].tests]
+
+
+def test_other_settings_are_refused_by_name(
+    whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(whole[0], out)
+    for changed, named in (
+        ({"assignments": ["warmup.ranker_lr=2e-3"]}, "warmup.ranker_lr: there 0.001, here 0.002"),
+        ({"assignments": ["run.rerank_depth=9"]}, "run.rerank_depth: there 8, here 9"),
+        ({"budget": 128}, "retriever_steps: there 2, here 4"),
+    ):
+        with pytest.raises(InputError) as error:
+            compare(**{**start, **changed}, out=out)
+        assert named in str(error.value)
+    damaged = out / "seed-0" / "ar2" / "arm.npz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot be read"):
+        compare(**start, out=out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"recipes": "separate,ar3"}, "--recipes"), ({"seeds": 0}, "--seeds"), ({"trials": 6}, "--trials"),
+     ({"budget": -1}, "--budget"), ({"budget": 100}, "--budget"), ({"baseline": "ar2:x"}, "--baseline"),
+     ({"assignments": ["ar2.adv=1"]}, "adv"), ({"recipes": "ar2:adv_lambda=2"}, "adv_lambda")],
+)  # fmt: skip
+def test_bad_arguments_are_refused_before_anything_is_written(
+    changed: dict[str, Any], named: str, start: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        compare(**{**start, **changed}, out=tmp_path / "new")
+    assert named in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_other_files_is_refused(start: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="already used"):
+        compare(**start, out=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
