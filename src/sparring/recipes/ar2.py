@@ -62,12 +62,13 @@ def retriever_step(cfg: AR2Config) -> Step:
 def ar2(x: Experiment, cfg: AR2Config, warm: Generation) -> None:
     """Rounds of ranker and retriever updates with a refreshed index (Algorithm 1)."""
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
-    lists = warm
+    pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
         if cfg.order == "official":
-            x.fit(f"{k}-ranker", ranker_step(), lists.pools, steps=cfg.ranker_steps, **cfg.drawing())
-        x.fit(f"{k}-retriever", retriever_step(cfg), lists.pools, steps=cfg.retriever_steps, **cfg.drawing())
-        lists = x.refresh(f"{k}", previous=lists)
+            x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
+        x.fit(f"{k}-retriever", retriever_step(cfg), pools, steps=cfg.retriever_steps, **cfg.drawing())
+        found = x.refresh(f"{k}", previous=found)
+        pools = found.pools if cfg.refresh else warm.pools
         if cfg.order == "paper":
-            x.fit(f"{k}-ranker", ranker_step(), lists.pools, steps=cfg.ranker_steps, **cfg.drawing())
-        x.evaluate(f"round {k}", lists)
+            x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
+        x.evaluate(f"round {k}", found)

@@ -39,12 +39,13 @@ class FrozenTeacherConfig(TurnsConfig):
 def separate(x: Experiment, cfg: SeparateConfig, warm: Generation) -> None:
     """Rounds of hard-label updates of both models, each on the refreshed negatives."""
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
-    lists = warm
+    pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
-        x.fit(f"{k}-ranker", ranker_step(), lists.pools, steps=cfg.ranker_steps, **cfg.drawing())
-        x.fit(f"{k}-retriever", retriever_step(), lists.pools, steps=cfg.retriever_steps, **cfg.drawing())
-        lists = x.refresh(f"{k}", previous=lists)
-        x.evaluate(f"round {k}", lists)
+        x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
+        x.fit(f"{k}-retriever", retriever_step(), pools, steps=cfg.retriever_steps, **cfg.drawing())
+        found = x.refresh(f"{k}", previous=found)
+        pools = found.pools if cfg.refresh else warm.pools
+        x.evaluate(f"round {k}", found)
 
 
 def distillation_step(cfg: FrozenTeacherConfig) -> Step:
@@ -65,8 +66,9 @@ def frozen_teacher(x: Experiment, cfg: FrozenTeacherConfig, warm: Generation) ->
     """All of the ranker's updates on the warm start's negatives, then rounds of distillation from it."""
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
     x.fit("teacher", ranker_step(), warm.pools, steps=cfg.rounds * cfg.ranker_steps, **cfg.drawing())
-    lists = warm
+    pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
-        x.fit(f"{k}-retriever", distillation_step(cfg), lists.pools, steps=cfg.retriever_steps, **cfg.drawing())
-        lists = x.refresh(f"{k}", previous=lists)
-        x.evaluate(f"round {k}", lists)
+        x.fit(f"{k}-retriever", distillation_step(cfg), pools, steps=cfg.retriever_steps, **cfg.drawing())
+        found = x.refresh(f"{k}", previous=found)
+        pools = found.pools if cfg.refresh else warm.pools
+        x.evaluate(f"round {k}", found)

@@ -162,6 +162,8 @@ class TurnsConfig(RoundsConfig):
     """Updates of the retriever per round."""
     ranker_steps: int = 500
     """Updates of the ranker per round."""
+    refresh: bool = True
+    """Train each round on the pools of the round before; false trains all rounds on the warm start's (an ablation)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

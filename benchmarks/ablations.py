@@ -1,0 +1,150 @@
+"""The papers' ablations at one budget, each one `sparring compare` that goes on where it stopped.
+
+    python benchmarks/ablations.py list
+    python benchmarks/ablations.py run static --data aws --out runs/ablations         # or all; --data medquad=FOLDER
+    python benchmarks/ablations.py report --out runs/ablations                        # the tables of docs/results.md
+
+Settings are those of benchmarks/quality.toml; dev selects each arm's pair, test is read once by each arm and seed. The
+column "paper" is the sign that the paper reports for the arm against the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+CONFIG = Path(__file__).with_name("quality.toml")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Arms, the first of which the others are tested against, and what the paper says of each."""
+
+    question: str
+    arms: str
+    paper: tuple[str, ...]
+    budget: int = 5120
+    settings: tuple[str, ...] = ()
+
+
+KL = "rocketqav2:variant=custom,kl_reduction=query_mean"
+ABLATIONS = {
+    "recipes": Ablation(
+        "Does joint training help at all?", "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
+        ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported"),
+    ),
+    "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
+    "pointwise": Ablation("A listwise or pointwise ranker?", "rocketqav2,rocketqav2:supervised=pointwise", ("-",)),
+    "lists": Ablation(
+        "Hybrid, denoised or undenoised lists?", "rocketqav2,rocketqav2:lists=denoised,rocketqav2:lists=undenoised",
+        ("-", "-"),
+    ),
+    "length": Ablation(
+        "How long a list?",
+        ",".join(f"rocketqav2:negatives={n}" for n in (7, 3, 15, 31)),
+        ("-", "+", "+"),
+    ),
+    "kl": Ablation(
+        "Which KL, and does its gradient reach the ranker?",
+        ",".join(f"{KL},kl_direction={d},detach_teacher={t}" for d in ("de_ce", "ce_de") for t in ("false", "true")),
+        ("not reported",) * 3,
+    ),
+    "lambda": Ablation(
+        "How much adversary?", "ar2:adv_lambda=0,ar2:adv_lambda=0.2,ar2:adv_lambda=0.5", ("not reported",) * 2
+    ),
+    "variants": Ablation(
+        "Which adversarial loss?", "ar2:variant=mean,ar2:variant=paper,ar2:variant=official", ("not reported",) * 2
+    ),
+    "rounds": Ablation(
+        "How many rounds, with and without refresh?",
+        ",".join(f"ar2:rounds={k},refresh={r}" for r in ("true", "false") for k in range(1, 6)),
+        ("+",) * 4 + ("not reported",) * 5, budget=7680,
+    ),
+    "sampling": Ablation(
+        "Which negatives of the pool?",
+        "ar2:adv_lambda=0,ar2:adv_lambda=0,sampling=simans,ar2:adv_lambda=0,sampling=top",
+        ("+", "not reported"),
+    ),
+    "small-ranker": Ablation("A ranker as small as the retriever", "separate,ar2,rocketqav2", ("+", "+"),
+                             settings=("run.ranker_layers=2",)),
+    "large-ranker": Ablation("A ranker larger than the retriever", "separate,ar2,rocketqav2", ("+", "+"),
+                             settings=("run.ranker_layers=6",)),
+}  # fmt: skip
+
+
+def run(name: str, data: str, seeds: int, out: Path, settings: list[str]) -> None:
+    """One ablation on one data set. Those with the same shared settings use one folder, and so one warm start a seed;
+    an arm that an earlier ablation trained is not trained again. Its own result goes to ``out/DATA/NAME.json``."""
+    from sparring.data.demo import prepare_aws, prepare_minilm
+    from sparring.recipes.compare import compare
+
+    label, _, folder = data.partition("=")
+    ablation, model = ABLATIONS[name], prepare_minilm()
+    found = compare(
+        prepare_aws() if label == "aws" else folder, model, model,
+        out=out / label / (name if ablation.settings else "shared"), recipes=ablation.arms, seeds=seeds,
+        budget=ablation.budget, trials=1, config=CONFIG, assignments=[*ablation.settings, *settings],
+        command=f"python benchmarks/ablations.py run {name} --data {label}",
+    )  # fmt: skip
+    (out / label / f"{name}.json").write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+    print(found.text())
+
+
+def report(out: Path) -> str:
+    """A table for each data set: every arm's retriever and cascade, against the ablation's first arm."""
+    from sparring.log import table
+    from sparring.phases.evaluate import CASCADE, RETRIEVER
+
+    blocks = []
+    for data in sorted(path for path in out.iterdir() if path.is_dir()):
+        for name, ablation in ABLATIONS.items():
+            file = data / f"{name}.json"
+            if not file.is_file():
+                continue
+            found = json.loads(file.read_text(encoding="utf-8"))
+            tests = {(t["arm"], t["row"]): t for t in found["tests"] if t["arm"] != t["against"]}
+            rows = []
+            for place, arm in enumerate(found["arms"]):
+                cells = []
+                for row in (RETRIEVER, CASCADE):
+                    cell = arm["rows"][row][found["measure"]]
+                    cells.append(f"{cell['mean']:.3f} ±{cell['seed_sd'] or 0:.3f}")
+                    test = tests.get((arm["name"], row))
+                    cells.append(f"{test['difference']:+.3f} (p {test['p_holm']:.3f})" if test else "")
+                rows.append([arm["name"], *cells, f"{arm['seconds']:.0f}", ablation.paper[place - 1] if place else ""])
+            head = ["arm", "retriever", "difference", "cascade", "difference", "s", "paper"]
+            seeds = len(found["seeds"])
+            blocks.append(
+                f"**{ablation.question}** {data.name}, {found['budget']:,} forwards, {seeds} seed(s), "
+                f"{found['data']['test_queries']} test queries\n\n{table(rows, head, markdown=True)}"
+            )
+    return "\n\n".join(blocks)
+
+
+def main() -> None:
+    """Parse and go."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["list", "run", "report"])
+    parser.add_argument("name", nargs="?", default="all", choices=["all", *ABLATIONS])
+    parser.add_argument("--data", default="aws", help="aws, or NAME=FOLDER")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--set", dest="settings", action="append", default=[])
+    arguments = parser.parse_args()
+    if arguments.command == "list":
+        for name, ablation in ABLATIONS.items():
+            print(f"{name:13} {ablation.question}\n{'':13} {ablation.arms}")
+    elif arguments.command == "report":
+        print(report(arguments.out))
+    else:
+        for name in ABLATIONS if arguments.name == "all" else [arguments.name]:
+            run(name, arguments.data, arguments.seeds, arguments.out, arguments.settings)
+
+
+if __name__ == "__main__":
+    main()
