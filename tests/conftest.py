@@ -120,3 +120,7 @@ def tiny_st_unigram(tiny_unigram: Path, tmp_path_factory: pytest.TempPathFactory
 def tiny_ce_unigram(tiny_unigram: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved CrossEncoder of ``tiny_unigram`` with one logit."""
     return cross_encoder(tiny_unigram, tmp_path_factory.mktemp("tiny_ce_unigram"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="runs that test_resume kills at random moments")

@@ -11,7 +11,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -186,21 +187,33 @@ def train(
     from sparring.distributed import leave
     from sparring.recipes.train import resolve_config
     from sparring.recipes.train import train as run
-    from sparring.rundir import require_unused
+    from sparring.rundir import require_unused, unfinished
 
     extra = [("layers", layers), ("seed", seed)]
     settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
     settings += ["run.trust_remote_code=true"] if trust_remote_code else []
     settings += ["run.titles=false"] if no_titles else []
     resolved = resolve_config(recipe, config, settings)
-    require_unused(out)
+    if not unfinished(out):
+        require_unused(out)
     dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
-    result = run(
-        dataset, retriever, ranker,
-        out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
-    )  # fmt: skip
+    with _stoppable(_command()):
+        result = run(
+            dataset, retriever, ranker,
+            out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
+        )  # fmt: skip
     _show_run(result.path)
     leave()
+
+
+@contextmanager
+def _stoppable(command: str) -> Iterator[None]:
+    """Say how a run that was interrupted goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped; all that is finished is kept. This goes on from there:\n  {command}", err=True)
+        sys.exit(130)
 
 
 def _show_run(path: Path) -> None:
@@ -498,7 +511,9 @@ def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Pat
     from sparring.recipes.demo import ask, run_demo
 
     folder = out or next(p for p in (Path("runs") / f"demo-{n}" for n in range(1, 10_000)) if not p.exists())
-    result = run_demo(recipe, folder, assignments, cache=cache, command=_command())
+    settings = [word for pair in assignments for word in ("--set", pair)]
+    with _stoppable(shlex.join(["sparring", "demo", "--recipe", recipe, *settings, "--out", str(folder)])):
+        result = run_demo(recipe, folder, assignments, cache=cache, command=_command())
     click.echo((result.path / "summary.md").read_text(encoding="utf-8"))
     click.echo(ask(result, cache=cache))
     click.echo(f"\nRun folder: {result.path}  (retriever/, ranker/, summary.md, metrics.jsonl, runs/)")

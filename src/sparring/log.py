@@ -76,15 +76,31 @@ class Metrics:
     def __init__(self, path: Path | None, tracker: Callable[[Mapping[str, float]], None] | None = None) -> None:
         self.path, self.tracker, self.start = path, tracker, time.monotonic()
         self.records: list[dict[str, Any]] = []
+        self.muted: Callable[[], bool] = lambda: False
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one record. Numbers that are not finite are written as null, never as bare NaN."""
+        """Append one record. Numbers that are not finite are written as null, never as bare NaN. Nothing while
+        ``muted``: a run that goes on has recorded this before it stopped."""
+        if self.muted():
+            return
         self.take({"kind": kind, "seconds": round(time.monotonic() - self.start, 3), **values})
         if self.tracker is not None:
             numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
             if numbers:
                 self.tracker(numbers)
 
+
+    def size(self) -> int:
+        """Bytes of the file so far."""
+        return self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
+
+    def go_on(self, size: int) -> None:
+        """Take an earlier part of the run over: the first ``size`` bytes of the file; the rest is cut off."""
+        assert self.path is not None
+        with self.path.open("r+b") as file:
+            file.truncate(size)
+        self.records = read_metrics(self.path)
+        self.start -= self.records[-1]["seconds"] if self.records else 0.0
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Append a finished record, another run's for example."""

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +21,9 @@ logger = logging.getLogger("sparring")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+JOURNAL, LOCK = "journal.jsonl", ".lock"
+_EMPTY = (LOCK, ".writable")  # what a run that was stopped at its very first moment leaves
 
 PACKAGES = (
     "sparring", "torch", "transformers", "sentence-transformers", "accelerate", "faiss-cpu", "tokenizers", "numpy",
@@ -52,10 +57,18 @@ class RunDir:
         result = function(*args, **kwargs)
         release_memory()
         seconds, memory = time.monotonic() - start, peak_memory_bytes()
+        if self.metrics.muted():
+            return result
         self.phases.append((name, seconds, memory))
         self.metrics.write("phase", name=name, took=round(seconds, 3), peak_memory_mb=memory // 2**20)
         logger.info("%s: %.1f s", name, seconds)
         return result
+
+    def go_on(self, size: int) -> None:
+        """Take over what an earlier process recorded in the first ``size`` bytes of the metrics."""
+        self.metrics.go_on(size)
+        own = [r for r in self.metrics.records if r["kind"] == "phase"]
+        self.phases = [(r["name"], r["took"], r["peak_memory_mb"] * 2**20) for r in own]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file aside and rename it into place."""
@@ -69,6 +82,66 @@ class RunDir:
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file aside and rename it into place."""
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+class Stop:
+    """While inside, the first Ctrl-C only sets ``asked``, so that an update can end; the second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logger.warning("stopping after this update; Ctrl-C once more stops at once")
+
+
+class Lock:
+    """A run folder held for this process, until `close` or the end of the object.
+
+    Raises: InputError when another process holds it. Nothing is held where the system has no such locks (Windows).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = -1
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise InputError(
+                "another process is working on this run folder", where=str(folder), expected="one process a folder",
+                fix="wait for it, or choose another --out",
+            ) from None  # fmt: skip
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def unfinished(folder: str | Path) -> bool:
+    """Whether a stopped run lies there that the same command continues."""
+    return (Path(folder) / JOURNAL).is_file()
 
 
 def make_folder(path: str | Path) -> Path:
@@ -92,7 +165,7 @@ def make_folder(path: str | Path) -> Path:
 
 def require_unused(folder: Path) -> None:
     """Refuse a path where something lies already."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and any(path.name not in _EMPTY for path in folder.iterdir())):
         raise InputError(
             "the output folder is already used",
             where=str(folder),

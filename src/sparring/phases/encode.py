@@ -66,13 +66,15 @@ def encode(
         else:
             parts = out.with_name(f".{out.name}.{manifest['fingerprint'][:16]}.parts")
             parts.mkdir(parents=True, exist_ok=True)
+            paths = []
             for start in starts:
-                path = parts / f"{start:012d}.npy"
-                if path.exists():
+                path = _whole_shard(parts, start)
+                if path is not None:
                     bar.update(min(shard, len(store) - start))
                 else:
-                    _save(path, _shard(retriever, store, kind, start, shard, token_budget, bar))
-            _assemble(out, manifest, [parts / f"{start:012d}.npy" for start in starts])
+                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, token_budget, bar))
+                paths.append(path)
+            _assemble(out, manifest, paths)
             shutil.rmtree(parts)
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -107,7 +109,7 @@ def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
     if not out.exists():
         return False
     found = _read_note(_note(out))
-    ignored = {"fingerprint", "shard"}
+    ignored = {"fingerprint", "shard", "sha256"}
     if {k: v for k, v in found.items() if k not in ignored} != {k: v for k, v in manifest.items() if k not in ignored}:
         differs = ", ".join(k for k in manifest if k not in ignored and found.get(k) != manifest[k])
         raise InputError(
@@ -134,11 +136,29 @@ def _read_note(note: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _save(path: Path, vectors: np.ndarray) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
+    """Write a shard aside and rename it to its first row and the start of its SHA-256."""
+    aside = parts / f"{start:012d}.{os.getpid()}.tmp"
     with aside.open("wb") as file:
         np.save(file, vectors)
+    path = parts / f"{start:012d}-{_digest(aside)[:16]}.npy"
     os.replace(aside, path)
+    return path
+
+
+def _whole_shard(parts: Path, start: int) -> Path | None:
+    """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
+    for path in parts.glob(f"{start:012d}-*.npy"):
+        if path.stem.rpartition("-")[2] == _digest(path)[:16]:
+            return path
+        logger.warning("%s is damaged: it is encoded again", path)
+        path.unlink()
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
@@ -157,5 +177,6 @@ def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     else:
         with aside.open("wb") as file:
             np.save(file, np.empty(shape, np.float32))
-    _note(out).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    note = {**manifest, "sha256": _digest(aside)}
+    _note(out).write_text(json.dumps(note, indent=1), encoding="utf-8")
     os.replace(aside, out)

@@ -7,6 +7,7 @@ the phase, so that a later round goes on where the last one stopped (AR2 section
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -260,6 +261,16 @@ class Scorer:
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
+class Progress(Protocol):
+    """Keeps what a stopped phase needs to go on."""
+
+    def begun(self) -> tuple[int, dict[str, float]]:
+        """Updates that are done already, their weights in place, and the sums of their terms."""
+
+    def ended(self, done: int, sums: Mapping[str, float]) -> None:
+        """So many updates are done."""
+
+
 def _row_numbers(rows: np.ndarray) -> list[str]:
     return [str(row) for row in rows]
 
@@ -276,6 +287,8 @@ def fit(
     label: str = "",
     metrics: Metrics | None = None,
     names: Callable[[np.ndarray], list[str]] = _row_numbers,
+    seed: int | None = None,
+    progressed: Progress | None = None,
 ) -> dict[str, float]:
     """Run ``steps`` updates of the models that ``step`` trains; leave the others bit-identical.
 
@@ -284,6 +297,8 @@ def fit(
         batch: B, queries (lists) per update, over all processes and micro-batches.
         accumulate: micro-batches that one update is split into; the gradient is that of the whole batch.
         names: query rows -> ids, for error messages.
+        seed: of dropout, for each update together with its number and the process; None leaves torch's generator.
+        progressed: told the sums of the terms after every update; what it knows at the start is not done again.
 
     Returns: means over the steps of every loss term and diagnostic.
     Raises: InputError when the loss is not finite (naming the queries), or when B cannot be split as asked.
@@ -292,9 +307,12 @@ def fit(
     for name, trainee in team.items():
         trainee.model.train(name in step.trains)
         trainee.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = {}
+    done, sums = progressed.begun() if progressed is not None else (0, {})
     with progress(label or step.name, steps, "steps") as bar:
-        for number in range(steps):
+        bar.update(done)
+        for number in range(done, steps):
+            if seed is not None:
+                torch.manual_seed(_seed_of(seed, number))
             queries, passages = draw(number, batch)
             logged = _update(team, scorer, step, _micro_batches(queries, passages, accumulate), names)
             for key, value in logged.items():
@@ -302,9 +320,16 @@ def fit(
             if metrics is not None:
                 metrics.write("step", phase=label, step=number, **logged)
             bar.update(1)
+            if progressed is not None:
+                progressed.ended(number + 1, sums)
     for trainee in team.values():
         trainee.model.eval()
     return {key: value / max(steps, 1) for key, value in sums.items()}
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """One seed for each update and process: dropout needs nothing of the updates before it."""
+    return zlib.crc32(f"{seed} {number} {rank()}".encode())
 
 
 def _check_split(step: Step, batch: int, accumulate: int, gradient_cache: bool) -> None:

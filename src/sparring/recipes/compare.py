@@ -30,10 +30,12 @@ from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_f
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
 from sparring.recipes.experiment import Experiment
+from sparring.recipes.journal import Journal, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import card_of, load_pair, require_pools, resolve_config, set_up, write_results
 from sparring.recipes.warmup import WarmupConfig
+from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -161,7 +163,7 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> None:
         if found != shared:
             raise InputError(
                 "this folder holds a comparison with other data, models or shared settings", where=str(file),
-                expected="the same ones", got="; ".join(_differences(found, shared)),
+                expected="the same ones", got="; ".join(differences(found, shared)),
                 fix="take them again, or choose another --out",
             )  # fmt: skip
         return
@@ -181,17 +183,6 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> None:
 
 def _named(model: object) -> str:
     return str(model) if isinstance(model, str | Path) else type(model).__name__
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key in sorted({*found, *wanted}):
-        a, b = found.get(key), wanted.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: there {a!r}, here {b!r}")
-    return lines
 
 
 class Seed:
@@ -228,6 +219,10 @@ class Seed:
             return x, read_warm(x, shared)
         baselines = prepare(x, self.plan.warmup)
         save_warm(x, shared, baselines)
+        x.journal = Journal(None)
+        (shared / JOURNAL).unlink()
+        for name in ("journal", "checkpoint"):
+            shutil.rmtree(shared / name, ignore_errors=True)
         return x, baselines
 
 
@@ -283,7 +278,7 @@ def _require_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     if found != wanted:
         raise InputError(
             "this arm was trained with other settings", where=str(where), expected="the same ones",
-            got="; ".join(_differences(found, wanted)), fix="take them again, or choose another --out",
+            got="; ".join(differences(found, wanted)), fix="take them again, or choose another --out",
         )  # fmt: skip
 
 

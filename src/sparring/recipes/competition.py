@@ -99,17 +99,18 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     return Outcome(name, baselines.dev_rows, x.tables, references, tables, x.config.select_by, x.config.measures)
 
 
-def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists]) -> list[Row]:
+def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists], *, write: bool = True) -> list[Row]:
     """One row for ranked lists that need no ranker."""
     run = run_of(x.query_ids(split.rows), x.dataset.corpus.ids, *lists[split.name])
-    x.write_runs(split.name, {name: run})
+    if write:
+        x.write_runs(split.name, {name: run})
     return [evaluate(name, split.qrels, run, x.config.measures, x.config.seed)]
 
 
 def zero_shot_rows(x: Experiment, split: Split, trained_head: bool) -> list[Row]:
     """The models as they came: the retriever, and the cascade where the ranker came with a trained head."""
     assert x.start is not None
-    rows = lists_row(x, split, "zero-shot retriever", x.start.lists)
+    rows = lists_row(x, split, "zero-shot retriever", x.start.lists, write=not trained_head)  # else the three rows do
     if trained_head:
         x.fixed = x.fixed or x.start.lists
         cascade = x.three_rows("zero-shot", split, x.start).table.rows[-1]

@@ -18,7 +18,7 @@ from sparring.phases.index import build_index
 from sparring.phases.rerank import rerank, score_pairs
 from sparring.recipes.experiment import Experiment
 from sparring.recipes.train import Trained, configured_retriever, resolve_config, train
-from sparring.rundir import require_unused
+from sparring.rundir import require_unused, unfinished
 
 QUESTIONS = (
     "stop paying for a server that nobody uses at night",
@@ -34,7 +34,8 @@ def run_demo(recipe: str, out: Path, assignments: Sequence[str], *, cache: Path 
     """Get data and weights (cached, hash-checked), train, evaluate, export."""
     with importlib.resources.as_file(CONFIG) as config:
         resolve_config(recipe, config, assignments)
-        require_unused(out)
+        if not unfinished(out):
+            require_unused(out)
         data, model = prepare_aws(cache), prepare_minilm(cache)
         return train(
             data, model, model,

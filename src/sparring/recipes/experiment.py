@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sparring.data import Dataset
 from sparring.distributed import choose_tokens, rank
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
+from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
 from sparring.phases.evaluate import CASCADE, Table, ThreeRows, three_rows
 from sparring.phases.fit import Feed, Forwards, Name, Scorer, Step, Trainee, fit, make_trainee
@@ -29,28 +31,18 @@ from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, 
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
+from sparring.recipes.generation import Generation, Lists
+from sparring.recipes.journal import Entry, Journal, digest
 from sparring.recipes.settings import Rates, RunConfig
+from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
 from sparring.recipes.tables import result_table
-from sparring.rundir import RunDir
+from sparring.rundir import Lock, RunDir, Stop
 from sparring.types import InputError, Qrels, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("sparring")
-
-Lists = tuple[np.ndarray, np.ndarray]
-"""Ranked lists of a split's queries: scores [Q, K] and passage rows [Q, K], best first; row -1 is no result."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What one state of the retriever found: pools for training, ranked lists of the dev and test queries."""
-
-    name: str
-    pools: Pools
-    lists: Mapping[str, Lists]
-
 
 @dataclass
 class Split:
@@ -81,8 +73,12 @@ class Experiment:
     best: tuple[str, float, Generation] | None = None
     start: Generation | None = None
     origin: Path | None = None
+    journal: Journal = field(default_factory=lambda: Journal(None))
+    kept: dict[str, dict[str, str]] = field(default_factory=dict)
+    held: Lock | None = None
     _team: dict[Name, Trainee] = field(default_factory=dict)
     _bm25: Bm25 | None = None
+    _bm25_recorded: bool = False
 
     def __post_init__(self) -> None:
         labels = self.dataset.split("train")
@@ -98,8 +94,35 @@ class Experiment:
         run = RunDir.create(folder)
         for record in self.run.metrics.records:
             run.metrics.take(record)
-        origin = self.origin or self.run.path
-        return replace(self, run=run, origin=origin, forwards=Forwards(), tables=list(self.tables), best=None, _team={})
+        return replace(
+            self, run=run, origin=self.origin or self.run.path, forwards=Forwards(), tables=list(self.tables),
+            best=None, journal=Journal(None), kept=dict(self.kept), held=None, _team={},
+        )  # fmt: skip
+
+    # --- going on where a stopped run ended -----------------------------------------------------------------------
+
+    def passed(self, kind: str, name: str) -> Entry | None:
+        """The next operation's line in the journal, its forwards taken over; None where it must be done."""
+        entry = self.journal.passed(kind, name)
+        if entry is not None:
+            self.forwards.counts.clear()
+            self.forwards.counts.update(entry["forwards"])
+        return entry
+
+    def done(self, kind: str, name: str, file: Path | None = None, **facts: Any) -> None:
+        """Note a finished operation with everything that was recorded and counted by now."""
+        if self.journal.folder is not None:
+            facts |= {"forwards": self.forwards.to_dict(), "metrics": self.run.metrics.size()}
+            self.journal.add(kind, name, file=file, **facts)
+
+    def let_go(self) -> None:
+        """Give the run folder free for another process."""
+        if self.held is not None:
+            self.held.close()
+
+    def checkpoint(self) -> Checkpoint:
+        """Where training phases keep what they need to go on."""
+        return Checkpoint(self.run.path / "checkpoint", self.config.checkpoint_seconds, writes=rank() == 0)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -114,6 +137,11 @@ class Experiment:
             )
             for name, model in self._models().items()
         }  # fmt: skip
+
+    @property
+    def trainees(self) -> Mapping[Name, Trainee]:
+        """Both models with their optimisers."""
+        return self._team
 
     def release(self) -> None:
         """Let go of optimisers and wrapped models; the accelerator holds on to what it prepared before."""
@@ -136,11 +164,15 @@ class Experiment:
         """Train on lists drawn from ``pools``; lists whose pool is too short are left out, counted and logged."""
         if steps == 0:
             return
+        entry = self.passed("fit", name)
+        if entry is not None:
+            if self.journal.changes_weights(entry):
+                self.checkpoint().load(self._team)
+            return
         usable = pools.select(trainable(pools, negatives))
         seed = self.seed_of(name)
         a, b = simans
         sampler = ListSampler(usable, negatives, seed=seed, method=sampling, a=a, b=b)
-        torch.manual_seed(seed + rank())  # dropout: no process repeats another's masks
         scorer = Scorer(
             self._team, self.feed, step.trains,
             precision=self.precision, gradient_cache=self.config.gradient_cache,
@@ -149,14 +181,18 @@ class Experiment:
         found = report(pools, negatives)
         if found.short:
             logger.warning("%s: %s", name, found)
-        means = self.run.phase(
-            name, fit, self._team, scorer, step, sampler.batch,
-            steps=steps, batch=batch, accumulate=accumulate, label=name, metrics=self.run.metrics, names=self.query_ids,
-        )  # fmt: skip
+        with Stop() as stop:
+            means = self.run.phase(
+                name, fit, self._team, scorer, step, sampler.batch,
+                steps=steps, batch=batch, accumulate=accumulate, label=name, metrics=self.run.metrics,
+                names=self.query_ids, seed=seed,
+                progressed=Progressed(self, steps, stop) if self.journal.folder is not None else None,
+            )  # fmt: skip
         self.run.metrics.write(
             "fit", phase=name, steps=steps, queries_per_step=batch, passages_per_list=1 + negatives,
             lists=len(usable), lists_too_short=found.short, forwards=self.forwards.to_dict(), **means,
         )  # fmt: skip
+        self.done("fit", name)
 
     def known_groups(self, query_rows: np.ndarray) -> np.ndarray:
         """Text groups of every known positive of each query, padded with -1.  -> int64 [B, K]"""
@@ -170,11 +206,28 @@ class Experiment:
 
     def bm25_lists(self, query_rows: np.ndarray, depth: int) -> Lists:
         """BM25's top passages of these queries; the BM25 index is built once a run."""
+        name = f"bm25-{len(query_rows)}-{depth}"
+        if (entry := self.passed("bm25", name)) is not None:
+            self._bm25_recorded = True
+            return load_lists(self.journal.checked(entry))
         corpus, queries = self.dataset.corpus, self.dataset.queries
         if self._bm25 is None:
             texts = (corpus.text(row) for row in range(len(corpus)))
-            self._bm25 = self.run.phase("bm25-index", Bm25, texts, len(corpus))
-        return self._bm25.search((queries.text(int(row)) for row in query_rows), len(query_rows), depth)
+            built = partial(Bm25, texts, len(corpus))
+            self._bm25 = built() if self._bm25_recorded else self.run.phase("bm25-index", built)
+        found = self._bm25.search((queries.text(int(row)) for row in query_rows), len(query_rows), depth)
+        self.done("bm25", name, self._store(name, save_lists, found))
+        return found
+
+    def _store(self, name: str, save: Callable[[Path, Any], None], value: Any) -> Path | None:
+        """Keep an operation's result for a run that goes on."""
+        if self.journal.folder is None:
+            return None
+        path = self.journal.file(name)
+        if rank() == 0:
+            save(path, value)
+        self.accelerator.wait_for_everyone()
+        return path
 
     def bm25_pools(self, depth: int) -> Pools:
         """BM25's hard negatives of the training queries."""
@@ -188,8 +241,10 @@ class Experiment:
 
         ``depth``: passages per training query, when more than ``mine_depth`` are wanted.
         """
+        if (entry := self.passed("refresh", name)) is not None:
+            return load_generation(self.journal.checked(entry))
         folder = self.run.path / "index" / f"{name}-{rank()}"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         corpus = self.run.phase(
             f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
             out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
@@ -211,13 +266,17 @@ class Experiment:
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
         self.run.metrics.write("refresh", generation=name, pool_overlap=overlap, **pools.counts)
+        generation = Generation(name, pools, lists)
+        self.done("refresh", name, self._store(name, save_generation, generation))
         shutil.rmtree(folder)
-        return Generation(name, pools, lists)
+        return generation
 
     def denoise(
         self, pools: Pools, *, rule: str, negative: float, positive: float, depth: int, heads: int, label: str
     ) -> Pools:
         """Lists whose negatives the ranker scores low, and new lists headed by passages that it scores high."""
+        if (entry := self.passed("denoise", label)) is not None:
+            return load_generation(self.journal.checked(entry)).pools
         rng = np.random.default_rng(self.seed_of(label))
         rows = np.arange(len(pools))
         if heads and heads < len(rows):
@@ -236,6 +295,7 @@ class Experiment:
             "denoise", phase=label, lists=len(chosen), negative_threshold=result.negative_threshold,
             positive_threshold=result.positive_threshold, **result.counts,
         )  # fmt: skip
+        self.done("denoise", label, self._store(label, save_generation, Generation(label, result.pools, {})))
         return result.pools
 
     def hybrid(self, undenoised: Pools, denoised: Pools) -> Pools:
@@ -264,12 +324,16 @@ class Experiment:
 
     def three_rows(self, name: str, split: Split, generation: Generation) -> ThreeRows:
         """Retriever, ranker on fixed candidates and cascade on one split; runs are written as TREC files."""
+        label = f"{split.name}-{name}"
+        if (entry := self.passed("rows", label)) is not None:
+            return ThreeRows(Table(tuple(load_rows(self.journal.checked(entry))[0]), self.config.measures), {})
         result = three_rows(
             split.qrels, self.query_ids(split.rows), split.rows, self.dataset.corpus.ids,
             generation.lists[split.name], self.fixed[split.name], self._rank_quietly,
             depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed,
         )  # fmt: skip
-        self.write_runs(f"{split.name}-{name}", result.runs)
+        self.write_runs(label, result.runs)
+        self.done("rows", label, self._store(label, save_rows, result.table.rows))
         return result
 
     def write_runs(self, name: str, runs: Mapping[str, Run]) -> None:
@@ -300,23 +364,39 @@ class Experiment:
 
     def keep(self, name: str) -> None:
         """Put both models' weights aside in the run folder under a name."""
+        if (entry := self.passed("keep", name)) is not None:
+            self.kept[name] = entry["sha256"]
+            return
+        folder = self.run.path / "states" / name
         if rank() == 0:
-            folder = self.run.path / "states" / name
             folder.mkdir(parents=True, exist_ok=True)
             for kind, model in self._models().items():
                 aside = folder / f"{kind}.safetensors.part"
                 save_model(model, str(aside))
                 aside.replace(folder / f"{kind}.safetensors")
         self.accelerator.wait_for_everyone()
+        if self.journal.folder is not None:
+            self.kept[name] = {kind: digest(folder / f"{kind}.safetensors") for kind in self._models()}
+        self.done("keep", name, sha256=self.kept.get(name))
 
     def restore(self, name: str) -> None:
         """Put weights back that were kept under a name, here or in the run that this one branched from."""
-        folder = self.run.path / "states" / name
-        if self.origin is not None and not folder.is_dir():
-            folder = self.origin / "states" / name
-        for kind, model in self._models().items():
-            load_model(model, str(folder / f"{kind}.safetensors"))
-        self.accelerator.wait_for_everyone()
+        entry = self.passed("restore", name)
+        if entry is None or self.journal.changes_weights(entry):
+            folder = self.run.path / "states" / name
+            if self.origin is not None and not folder.is_dir():
+                folder = self.origin / "states" / name
+            for kind, model in self._models().items():
+                path = folder / f"{kind}.safetensors"
+                if self.kept.get(name, {}).get(kind, "") not in ("", digest(path)):
+                    raise InputError(
+                        "kept weights are damaged", where=str(path), expected="the file as it was written",
+                        fix="this run cannot go on: begin again with another --out",
+                    )  # fmt: skip
+                load_model(model, str(path))
+            self.accelerator.wait_for_everyone()
+        if entry is None:
+            self.done("restore", name)
 
     def _models(self) -> dict[Name, Retriever | Ranker]:
         return {"retriever": self.retriever, "ranker": self.ranker}
@@ -351,6 +431,34 @@ class Experiment:
                 where=self.dataset.source, expected="a data set with answers (DPR)", fix="set answer_filter=false",
             )  # fmt: skip
         return answers
+
+
+class Progressed:
+    """A training phase's checkpoints: see `sparring.phases.fit.Progress`."""
+
+    def __init__(self, x: Experiment, steps: int, stop: Stop) -> None:
+        self.x, self.steps, self.stop, self.store = x, steps, stop, x.checkpoint()
+
+    def begun(self) -> tuple[int, dict[str, float]]:
+        """Where the newest checkpoint is of this phase: its weights, and how far it had come."""
+        facts = self.store.facts()
+        if facts.get("operation") != self.x.journal.position:
+            return 0, {}
+        self.store.load(self.x.trainees)
+        self.x.journal.inside = False
+        self.x.forwards.counts.clear()
+        self.x.forwards.counts.update(facts["forwards"])
+        return facts["done"], facts["sums"]
+
+    def ended(self, done: int, sums: Mapping[str, float]) -> None:
+        """A checkpoint at the phase's end, when it is time for one, and before a stop that was asked for."""
+        if done < self.steps and not self.store.due() and not self.stop.asked:
+            return
+        facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums)}
+        facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.size()}
+        self.store.save(self.x.trainees, facts)
+        if self.stop.asked:
+            raise KeyboardInterrupt
 
 
 def choose_split(dataset: Dataset, name: str, limit: int) -> Split:

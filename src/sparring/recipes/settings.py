@@ -70,11 +70,13 @@ class RunConfig:
     """Dev queries to evaluate, drawn by the seed 0 for every run; 0 is all."""
     test_queries: int = 0
     """Test queries to evaluate, drawn likewise; 0 is all."""
+    checkpoint_seconds: int = 300
+    """Seconds between two checkpoints inside a training phase, from which a stopped run goes on; 0: every update."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers through accelerate, e.g. ["tensorboard"]."""
 
     def __post_init__(self) -> None:
-        at_least(0, seed=self.seed, threads=self.threads, scale=self.scale)
+        at_least(0, seed=self.seed, threads=self.threads, scale=self.scale, checkpoint_seconds=self.checkpoint_seconds)
         at_least(0, dev_queries=self.dev_queries, test_queries=self.test_queries)
         at_least(0, layers=self.layers, retriever_layers=self.retriever_layers, ranker_layers=self.ranker_layers)
         at_least(0, retriever_max_length=self.retriever_max_length, ranker_max_length=self.ranker_max_length)

@@ -17,7 +17,7 @@ import numpy as np
 from sparring.phases.evaluate import Row
 from sparring.phases.pools import Pools
 from sparring.phases.stats import Estimate
-from sparring.recipes.experiment import Generation
+from sparring.recipes.generation import Generation, Lists
 from sparring.types import InputError
 
 _POOLS = tuple(field.name for field in fields(Pools) if field.name not in ("generation", "depth", "counts"))
@@ -43,6 +43,17 @@ def load_generation(path: Path) -> Generation:
     )  # fmt: skip
     lists = {split: (arrays[f"scores|{split}"], arrays[f"rows|{split}"]) for split in facts["splits"]}
     return Generation(facts["name"], pools, lists)
+
+
+def save_lists(path: Path, lists: Lists) -> None:
+    """Ranked lists."""
+    _save(path, {"scores": lists[0], "rows": lists[1]}, {})
+
+
+def load_lists(path: Path) -> Lists:
+    """What `save_lists` wrote; InputError when it cannot be read."""
+    arrays, _ = _load(path)
+    return arrays["scores"], arrays["rows"]
 
 
 def save_rows(path: Path, rows: Sequence[Row], facts: Mapping[str, Any] | None = None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -27,16 +28,21 @@ from sparring.distributed import (
 )
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
 from sparring.recipes.experiment import Experiment, Split, choose_split
+from sparring.recipes.journal import Journal, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
-from sparring.rundir import RunDir, make_folder, require_unused, versions
+from sparring.rundir import JOURNAL, LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.types import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger("sparring")
 
@@ -103,7 +109,8 @@ def train(
         data: a `Dataset`, or what `sparring.load` reads.
         retriever: a SentenceTransformer or plain encoder: object, folder or hub name.
         ranker: a CrossEncoder with one logit, or an encoder that gets a new head.
-        out: a folder that does not exist or is empty.
+        out: a folder that does not exist or is empty; or a stopped run's with the same data, models and settings,
+            which goes on where it stopped and ends as if it had not.
         config: a TOML file or nested tables; ``assignments`` (``key=value``) come after it.
         cache: where converted data and tokens are kept; default as `sparring.data.default_cache`.
 
@@ -111,9 +118,12 @@ def train(
     """
     objects = resolve_config(recipe, config, assignments)
     x = set_up(data, retriever, ranker, out=out, recipe=recipe, objects=objects, cache=cache, command=command)
-    outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
-    card = card_of(recipe, x.dataset, retriever, ranker, command)
-    on_main(lambda: finish(x, outcome, card), x.accelerator.device)
+    try:
+        outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
+        card = card_of(recipe, x.dataset, retriever, ranker, command)
+        on_main(lambda: finish(x, outcome, card), x.accelerator.device)
+    finally:
+        x.let_go()
     for tracker in x.accelerator.trackers if x.config.trackers else ():
         tracker.finish()
     return Trained(x.retriever.model, x.ranker.model, x.run.path, outcome, x)
@@ -136,7 +146,8 @@ def set_up(
     ``again``: the folder is an earlier run's with the same settings; it is read, nothing is written into it.
     """
     settings: RunConfig = objects["run"]
-    if not again:
+    goes_on = not again and unfinished(out)
+    if not again and not goes_on:
         require_unused(Path(out))
     check_measures(settings.measures, settings.search_depth)
     place = Path(cache) if cache is not None else default_cache()
@@ -151,18 +162,66 @@ def set_up(
     run = RunDir(Path(out), Metrics(Path(out) / "metrics.jsonl" if rank() == 0 and not again else None))
     if again:
         run.metrics.records.extend(read_metrics(run.path / "metrics.jsonl"))
-    else:
+    elif not goes_on:
         on_main(lambda: make_folder(out), accelerator.device)
+    held = None if again else hold(run.path, accelerator)
+    journal = Journal(None if again else run.path, writes=rank() == 0)
+    begin(journal, run, recipe, objects, dataset, pair)
     if settings.trackers:
         accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
         run.metrics.tracker = accelerator.log
-    if rank() == 0 and not again:
+    if rank() == 0 and not again and not (run.path / "environment.json").is_file():
         record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
     for model in pair:
         model.to(accelerator.device)
     tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
     feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
-    return Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits)
+    return Experiment(
+        dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, journal=journal, held=held
+    )
+
+
+def hold(folder: Path, accelerator: Accelerator) -> Lock | None:
+    """The run folder's lock, taken by the main process; every process raises where another run has it."""
+    taken: list[Lock] = []
+    on_main(lambda: taken.append(Lock(folder)), accelerator.device)
+    return taken[0] if taken else None
+
+
+def begin(
+    journal: Journal,
+    run: RunDir,
+    recipe: str,
+    objects: Mapping[str, Any],
+    dataset: Dataset,
+    pair: tuple[Retriever, Ranker],
+) -> None:
+    """The journal's first line, which says what the run is; a run that goes on must be the same."""
+    if journal.folder is None:
+        return
+    facts: dict[str, Any] = {
+        "config": {name: asdict(config) for name, config in objects.items()}, "data": dataset.fingerprint,
+        "retriever": pair[0].fingerprint(), "ranker": pair[1].fingerprint(), "version": versions()["sparring"],
+    }  # fmt: skip
+    facts = json.loads(json.dumps(facts))
+    first = journal.entries[0] if journal.entries else None
+    if first is None:
+        journal.add("begin", recipe, metrics=0, forwards={}, **facts)
+        return
+    wrong = differences({key: first[key] for key in facts} | {"recipe": first["name"]}, {**facts, "recipe": recipe})
+    if wrong:
+        raise InputError(
+            "this folder holds an unfinished run of another kind", where=str(run.path),
+            expected="the same data, models and settings", got="; ".join(wrong),
+            fix="take them again to go on with it, or choose another --out",
+        )  # fmt: skip
+    newest = Checkpoint(run.path / "checkpoint", 0).facts()
+    journal.inside = newest.get("operation") == len(journal.entries)
+    if rank() == 0:
+        run.go_on(newest["metrics"] if journal.inside else journal.entries[-1]["metrics"])
+    run.metrics.muted = journal.recorded
+    journal.passed("begin", recipe)
+    logger.info("%s: goes on after %s %s", run.path, journal.entries[-1]["kind"], journal.entries[-1]["name"])
 
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:
@@ -285,12 +344,16 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     """Results first, so that a failed export loses nothing; then export, and away with the kept weights."""
     write_results(x, outcome)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
+    for name in ("retriever", "ranker"):  # a half export of a run that was stopped here
+        shutil.rmtree(x.run.path / name, ignore_errors=True)
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,
         card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
-    shutil.rmtree(x.run.path / "states")
-    shutil.rmtree(x.run.path / "index", ignore_errors=True)
+    (x.run.path / JOURNAL).unlink()  # from here on the run is finished
+    for name in ("states", "index", "journal", "checkpoint"):
+        shutil.rmtree(x.run.path / name, ignore_errors=True)
+    (x.run.path / LOCK).unlink(missing_ok=True)
 
 
 def card_of(

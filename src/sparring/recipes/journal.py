@@ -1,0 +1,133 @@
+"""What a run has done, in order, so that the same command goes on where a stopped one ended.
+
+A recipe is a fixed sequence of operations (fit, refresh, evaluate, keep, restore, ...). Each one that ends is a line of
+``journal.jsonl`` with what it left in files. A run that goes on passes through the same sequence: an operation that is
+in the journal is not done again but read, and the first that is not is done. Weights are loaded once, by the last
+operation in the journal that changed them. Metrics are cut back to what the last line knew of, so that nothing is
+recorded twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparring.rundir import JOURNAL
+from sparring.types import InputError
+
+Entry = Mapping[str, Any]
+
+
+class Journal:
+    """The operations of one run folder.
+
+    Args:
+        folder: the run's; None is a run that cannot go on.
+        writes: whether this process writes lines (one of several does).
+
+    Attributes:
+        entries: the finished operations.
+        position: how many of them this process has passed.
+        inside: whether the run stopped inside a training phase that has a checkpoint, and has not come there again.
+    """
+
+    def __init__(self, folder: Path | None, *, writes: bool = True) -> None:
+        self.folder, self.writes, self.position, self.inside = folder, writes, 0, False
+        self.entries: list[Entry] = _read(folder / JOURNAL) if folder is not None else []
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next operation is in the journal."""
+        return self.position < len(self.entries)
+
+    def recorded(self) -> bool:
+        """Whether what happens now is in the metrics already."""
+        return self.replaying or self.inside
+
+    def passed(self, kind: str, name: str) -> Entry | None:
+        """The next operation as the journal has it, or None where it must be done.
+
+        Raises: InputError when another operation is there: the folder is another recipe's or version's.
+        """
+        if not self.replaying:
+            return None
+        entry = self.entries[self.position]
+        if (entry["kind"], entry["name"]) != (kind, name):
+            raise InputError(
+                "this run folder has gone another way than this command does", where=str(self.folder),
+                expected=f"{entry['kind']} {entry['name']!r}", got=f"{kind} {name!r}",
+                fix="take the version and the settings that began it, or choose another --out",
+            )  # fmt: skip
+        self.position += 1
+        return entry
+
+    def changes_weights(self, entry: Entry) -> bool:
+        """Whether this is the last finished operation that changed weights: the one that loads them."""
+        last = max((i for i, e in enumerate(self.entries) if e["kind"] in WEIGHTS), default=-1)
+        return entry is self.entries[last]
+
+    def file(self, name: str) -> Path:
+        """Where the operation that is under way keeps its result."""
+        assert self.folder is not None
+        return self.folder / "journal" / f"{self.position:04d}-{name.replace(' ', '-')}.npz"
+
+    def add(self, kind: str, name: str, *, file: Path | None = None, **facts: Any) -> None:
+        """Note a finished operation; its file is complete by now."""
+        entry: dict[str, Any] = {"kind": kind, "name": name, **facts}
+        if file is not None:
+            entry |= {"file": file.name, "sha256": digest(file)}
+        self.entries.append(entry)
+        self.position = len(self.entries)
+        if self.folder is not None and self.writes:
+            with (self.folder / JOURNAL).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
+
+    def checked(self, entry: Entry) -> Path:
+        """The file of a finished operation; InputError when its contents are not those that were written."""
+        assert self.folder is not None
+        path = self.folder / "journal" / str(entry["file"])
+        if not path.is_file() or digest(path) != entry["sha256"]:
+            raise InputError(
+                "a file of the stopped run is missing or damaged", where=str(path),
+                expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
+            )  # fmt: skip
+        return path
+
+
+WEIGHTS = ("fit", "restore")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> list[Entry]:
+    """Whole lines only: a last one that was cut off is an operation that did not end, and is removed."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines that name every value in which two nested tables differ."""
+    lines = []
+    for key in sorted({*found, *wanted}):
+        a, b = found.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: there {a!r}, here {b!r}")
+    return lines
