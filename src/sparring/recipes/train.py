@@ -31,10 +31,12 @@ from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
+from sparring.recipes.evidence import evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
+from sparring.report import write_report
 from sparring.rundir import RunDir, make_folder, require_unused, versions
 from sparring.types import InputError
 
@@ -268,9 +270,11 @@ def record_start(
 
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
-    """Summary and results first, so that a failed export loses nothing; then export, and away with the kept weights."""
+    """Summary, results and evidence first, so that a failed export loses nothing; then export, away with the kept
+    weights, and the page about all of it."""
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
+    x.run.write_json("evidence.json", evidence(x, outcome))
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,
@@ -278,6 +282,7 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     )  # fmt: skip
     shutil.rmtree(x.run.path / "states")
     shutil.rmtree(x.run.path / "index", ignore_errors=True)
+    write_report(x.run.path)
 
 
 def card_of(
