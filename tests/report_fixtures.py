@@ -22,9 +22,9 @@ MEASURES = ("RR@10", "nDCG@10", "R@10")
 HOSTILE = '<script>alert("x")</script> & <b>"bold"</b> {{ 7 * 7 }} $x^2$'
 TEXTS = (
     "how do I delete a bucket that still has objects in it?", "비밀번호를 어떻게 재설정하나요", "删除存储桶",
-    "バケットを削除する方法", "EC2 인스턴스 중지", "list keys",
-    "rotate an access key for a user without downtime",
-    "what does error 403 mean when I call PutObject", "удалить пользователя", HOSTILE, "404", "متى تنتهي صلاحية المفتاح",
+    "バケットを削除する方法", "EC2 인스턴스 중지", "list keys", "rotate an access key for a user without downtime",
+    "what does error 403 mean when I call PutObject", "удалить пользователя", HOSTILE, "404",
+    "متى تنتهي صلاحية المفتاح",
 )  # fmt: skip
 """Repeated, with a number behind them."""
 
@@ -276,7 +276,8 @@ def write_comparison(folder: Path, *, evidence: bool = True, seeds: int = 3) -> 
     written = {
         "kind": "comparison", "version": "0.1.0", "command": "sparring compare my-data --out runs/compare",
         "data": {
-            "source": "/somewhere/help & desk", "passages": 18908, "queries": 6073, "dev_queries": 40, "test_queries": 60,
+            "source": "/somewhere/help & desk", "passages": 18908, "queries": 6073, "dev_queries": 40,
+            "test_queries": 60,
         },
         "hardware": {"device": ["cpu", "no GPU is visible to torch"]},
         "versions": {"python": "3.11.9", "sparring": "0.1.0"}, "budget": 25600,
@@ -285,7 +286,7 @@ def write_comparison(folder: Path, *, evidence: bool = True, seeds: int = 3) -> 
         "tests": tests, "warnings": ["Dev has 40 queries: tuning on so few is noisy <careful>."],
         "verdict": {
             "ship": {"arm": "ar2", "seed": 1, "folder": "seed-1/ar2"},
-            "sentences": ["Use ar2: its cascade is the best on test.", "No joint method is proven better than separate."],
+            "sentences": ["Use ar2: its cascade is the best on test.", "No joint method is proven better."],
         },
     }  # fmt: skip
     write(folder / "comparison.json", written)

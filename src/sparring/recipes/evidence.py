@@ -5,6 +5,7 @@ Written after the one reading of test; nothing here can change what was trained,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,13 @@ TEXT, LABEL = 400, 100
 
 States = Sequence[tuple[str, Table]]
 """The warm start's table and, where another pair is exported, that one's."""
+
+
+def write_evidence(x: Experiment, outcome: Outcome) -> None:
+    """Write RUN/evidence.json, one field a line. ``outcome`` is what the recipe returned, its TREC files are there."""
+    fields = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+              for key, value in evidence(x, outcome).items())  # fmt: skip
+    x.run.write_text("evidence.json", "{\n" + ",\n".join(fields) + "\n}\n")
 
 
 def evidence(x: Experiment, outcome: Outcome) -> dict[str, Any]:

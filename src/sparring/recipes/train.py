@@ -31,7 +31,7 @@ from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
-from sparring.recipes.evidence import evidence
+from sparring.recipes.evidence import write_evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
@@ -274,7 +274,7 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     weights, and the page about all of it."""
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
-    x.run.write_json("evidence.json", evidence(x, outcome))
+    write_evidence(x, outcome)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,

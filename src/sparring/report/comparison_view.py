@@ -14,7 +14,7 @@ from sparring.report.read import ROWS, Interval
 from sparring.types import RETRIEVER
 
 SEED = Key(0, "○", "each seed's own mean (line below)")
-MEANS = tuple(Key(k.series, k.glyph, f"{k.name}: mean over seeds, 95 % interval over queries") for k in ROW_KEYS)
+MEAN = Key(0, "●■◆", "mean over seeds, 95 % interval over queries")
 
 
 def comparison_view(found: Comparison) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def chart(found: Comparison) -> Figure:
         "warm start that every arm starts from."
     )
     columns = ("system", "row", "mean [95 % interval]", "sd over seeds", "each seed")
-    return Figure("arms", "Every arm, three rows", note, (*MEANS, SEED), panels, columns, table)
+    return Figure("arms", "Every arm, three rows", note, (MEAN, SEED), panels, columns, table)
 
 
 def results(found: Comparison) -> Grid:

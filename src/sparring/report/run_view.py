@@ -44,7 +44,7 @@ def run_view(run: Run) -> dict[str, Any]:
         "slices": slice_figures(evidence), "queries": evidence.shown if evidence else {}, "number": number,
         "span": span,
         "moved": blocks.moved, "losses": losses(run), "diagnostics": diagnostics(run), "overlap": overlap(run),
-        "audit": [audit(refresh, place) for place, refresh in enumerate(run.audit or ())], "examples": EXAMPLES,
+        "audit": audit(run), "examples": EXAMPLES,
         "time": time(run), "duration": blocks.duration,
         "peak": max((memory for _, _, memory in run.phases), default=0) / 1024,
         "config": [
@@ -246,26 +246,37 @@ def time(run: Run) -> Figure:
     return Figure("time", "Where the time went", note, (), [panel], ("", "seconds", "share"), rows)
 
 
-def audit(refresh: AuditRefresh, place: int) -> dict[str, Any]:
-    """One refresh's mined negatives as the ranker sees them."""
-    bins = list(zip(refresh.edges[:-1], refresh.edges[1:], refresh.negatives, refresh.positives, strict=True))
-    panel = histogram(
-        f"audit-{place}", "", refresh.edges, refresh.positives, refresh.negatives, refresh.median_positive
-    )
-    rows = [[f"{low:.2f} to {high:.2f}", str(negatives), str(positives)] for low, high, negatives, positives in bins]
+def audit(run: Run) -> dict[str, Any] | None:
+    """The mined negatives of each refresh as the ranker sees them; None where nothing was audited."""
+    if not run.audit:
+        return None
+    panels, rows = [], []
+    for place, found in enumerate(run.audit):
+        panels.append(histogram(
+            f"audit-{place}", f"refresh {found.generation}", found.edges, found.positives, found.negatives,
+            found.median_positive,
+        ))  # fmt: skip
+        bins = zip(found.edges[:-1], found.edges[1:], found.negatives, found.positives, strict=True)
+        rows += [[found.generation, f"{low:.2f} to {high:.2f}", str(n), str(p)] for low, high, n, p in bins]
     note = (
-        f"{refresh.pairs_scored:,} pairs of {refresh.lists:,} lists scored. Dashed line: the positives' median "
-        f"({number(refresh.median_positive)}). {refresh.likely:,} mined negatives score above it."
+        "Shares of the known positives and of the mined negatives that have this score from the ranker. Dashed line: "
+        "the median of the positives. What lies right of it under the blue line may be right answers without a label."
     )
-    figure = Figure(
-        f"audit-{place}", f"Refresh {refresh.generation}", note,
-        (Key(1, "━", "mined negatives"), Key(2, "╍", "known positives")), [panel],
-        ("ranker score", "mined negatives", "known positives"), rows,
-    )  # fmt: skip
-    counts = Grid(
-        "Candidates dropped, by rule", ("rule", "dropped"), [[r, f"{n:,}"] for r, n in refresh.counts.items()]
-    )
-    return {"refresh": refresh, "figure": figure, "counts": counts}
+    keys = (Key(1, "━", "mined negatives"), Key(2, "╍", "known positives"))
+    columns = ("refresh", "ranker score", "mined negatives", "known positives")
+    figure = Figure("audit", "Ranker scores of the lists", note, keys, panels, columns, rows)
+    return {"refreshes": run.audit, "figure": figure, "counts": _dropped(run.audit)}
+
+
+def _dropped(refreshes: Sequence[AuditRefresh]) -> Grid:
+    rules = list(dict.fromkeys(rule for refresh in refreshes for rule in refresh.counts))
+    rows = [
+        [r.generation, f"{r.likely:,}", f"{r.lists:,}", f"{r.candidates:,}", f"{r.pairs_scored:,}",
+         number(r.median_positive), *(f"{r.counts[rule]:,}" if rule in r.counts else "" for rule in rules)]
+        for r in refreshes
+    ]  # fmt: skip
+    columns = ("refresh", "likely unlabelled", "lists", "candidates", "pairs scored", "positives' median score", *rules)
+    return Grid("What each refresh found, and candidates dropped by each rule", columns, rows)
 
 
 def _models(run: Run) -> Grid:
