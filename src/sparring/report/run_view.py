@@ -182,7 +182,10 @@ def _after(value: Any) -> list[str]:
 def losses(run: Run) -> Figure | None:
     """Every loss term over the updates."""
     terms = [name for phase in run.training for name in phase.values if name not in DIAGNOSTICS]
-    note = "Each curve runs over all updates of the phases that have this term; dotted lines stand between phases."
+    note = (
+        "Each curve runs over all updates of the phases that have this term; dotted lines stand between phases. Where "
+        "there are many updates, a point is the mean of consecutive ones."
+    )
     return _updates(run, "losses", "Losses", note, list(dict.fromkeys(terms)))
 
 
