@@ -222,6 +222,7 @@ def _show_run(path: Path) -> None:
     if rank() == 0:
         click.echo((path / "summary.md").read_text(encoding="utf-8"))
         click.echo(f"Models: {path / 'retriever'} and {path / 'ranker'}")
+        click.echo(f"Report: {path / 'report.html'}")
 
 
 def _command() -> str:
@@ -274,6 +275,7 @@ def compare(
     )  # fmt: skip
     click.echo(result.text())
     click.echo(f"Models: {out / 'best' / 'retriever'} and {out / 'best' / 'ranker'}")
+    click.echo(f"Report: {out / 'report.html'}")
 
 
 @main.command()
@@ -517,6 +519,17 @@ def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Pat
     click.echo((result.path / "summary.md").read_text(encoding="utf-8"))
     click.echo(ask(result, cache=cache))
     click.echo(f"\nRun folder: {result.path}  (retriever/, ranker/, summary.md, metrics.jsonl, runs/)")
+    click.echo(f"Report, for a browser: {result.path / 'report.html'}")
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, help="The HTML file; default: FOLDER/report.html.")
+def report(folder: Path, out: Path | None) -> None:
+    """Write the page about a run folder or a comparison folder again: one HTML file that needs no network."""
+    from sparring.report import write_report
+
+    click.echo(str(write_report(folder, out)))
 
 
 @main.command()

@@ -15,6 +15,9 @@ Qrels = Mapping[str, Mapping[str, int]]
 Run = dict[str, dict[str, float]]
 """A ranking: query id -> passage id -> score, higher is better."""
 
+RETRIEVER, FIXED, CASCADE = "retriever", "ranker on fixed candidates", "cascade"
+"""The three rows of results that every state of the pair has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:

@@ -114,7 +114,10 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 def test_a_run_leaves_exactly_these_files(trained: Trained) -> None:
     found = {str(p.relative_to(trained.path)) for p in trained.path.rglob("*") if p.is_file()}
     plain = {name for name in found if not name.startswith(("runs/", "rounds/", "retriever/", "ranker/"))}
-    assert plain == {"config.toml", "environment.json", "metrics.jsonl", "results.json", "summary.md"}
+    assert plain == {
+        "config.toml", "environment.json", "evidence.json", "metrics.jsonl", "report.html", "results.json",
+        "summary.md",
+    }  # fmt: skip
     rows = [row.replace(" ", "-") for row in (RETRIEVER, FIXED, CASCADE)]
     states = ["zero-shot", "warm-start", "round-1", "round-2"]
     runs = {f"runs/dev-{state}-{row}.trec" for state in states for row in rows}
@@ -216,6 +219,75 @@ def test_runs_are_readable_and_give_the_reported_numbers(trained: Trained, toy: 
         run = read_run(trained.path / "runs" / f"test-{kind}.trec".replace(" ", "-"))
         row = evaluate(name, qrels, run, MEASURES, 0)
         assert [row.mean(m) for m in MEASURES] == pytest.approx([results[name][m][0] for m in MEASURES])
+
+
+def test_the_evidence_is_what_the_runs_and_labels_say(trained: Trained, toy: Path, cache: Path, tiny_st: Path) -> None:
+    """Values, ranks, top passages and lengths of each test query, found again from the TREC files and the data."""
+    found = json.loads((trained.path / "evidence.json").read_text())
+    data = load(toy, cache=cache)
+    qrels = data.split("test")
+    tokenizer = SentenceTransformer(str(tiny_st), device="cpu", local_files_only=True).tokenizer
+    ids = [query["id"] for query in found["queries"]]
+    assert ids == sorted(qrels)
+    assert found["states"] == list(dict.fromkeys(["warm start", trained.outcome.best]))
+    for query in found["queries"]:
+        assert query["text"] == data.queries.text(data.queries.row(query["id"]))
+        assert query["length"] == len(tokenizer(query["text"], add_special_tokens=False)["input_ids"])
+        assert query["labelled"] == list(qrels[query["id"]])
+        assert query["script"] in ("Latin", "Hangul", "mixed (Hangul, Latin)")
+    for state in found["states"]:
+        for row in (RETRIEVER, FIXED, CASCADE):
+            run = read_run(trained.path / "runs" / f"test-{state}-{row}.trec".replace(" ", "-"))
+            expected = evaluate(row, qrels, run, MEASURES, 0).values
+            for measure in MEASURES:
+                assert found["values"][state][row][measure] == pytest.approx(expected[measure], abs=1e-6)
+        for query, top, rank in zip(ids, found["top"][state], found["rank"][state], strict=True):
+            ranking = sorted(run[query], key=lambda passage: -run[query][passage])
+            assert top == ranking[:3]
+            assert rank == next(n for n, passage in enumerate(ranking, 1) if passage in qrels[query])
+    for passage, entry in found["passages"].items():
+        assert entry["title"] == data.corpus.title(data.corpus.row(passage))
+        assert entry.get("text", "how to").startswith("how to")
+    first, last = (np.array(found["values"][found["states"][n]][CASCADE]["RR@10"]) for n in (0, -1))
+    moved = dict(zip(ids, last - first, strict=True))
+    assert set(found["improved"]) == {query for query in sorted(ids, key=lambda q: -moved[q])[:10] if moved[query] > 0}
+    assert all(moved[query] < 0 for query in found["worsened"])
+    for groups in found["slices"].values():
+        assert sum(group["queries"] for group in groups) == len(ids)
+    assert len(found["tests"]) == (9 if len(found["states"]) > 1 else 0)
+
+
+def test_the_report_is_written_and_can_be_written_again(trained: Trained) -> None:
+    from sparring.report import write_report
+
+    page = (trained.path / "report.html").read_text("utf-8")
+    assert "ar2 on" in page
+    assert write_report(trained.path).read_text("utf-8") == page
+
+
+def test_evidence_of_two_different_pairs(start: Start) -> None:
+    """What is tested, chosen and named where another pair than the warm start is exported."""
+    from sparring.phases.stats import paired_test
+    from sparring.recipes.evidence import choose_queries, evidence
+
+    x = start.experiment
+    outcome = compete(x, "warmup", None, start.baselines)
+    assert x.start is not None
+    (_, table), zero = outcome.test_tables[0], x.three_rows("zero-shot", x.test, x.start).table
+    outcome = dataclasses.replace(outcome, test_tables=[("warm start", table), ("zero-shot", zero)])
+    found = evidence(x, outcome)
+    assert found["states"] == ["warm start", "zero-shot"]
+    test = next(t for t in found["tests"] if (t["row"], t["measure"]) == (RETRIEVER, "RR@10"))
+    expected = paired_test(zero.row(RETRIEVER).values["RR@10"], table.row(RETRIEVER).values["RR@10"])
+    assert (test["difference"], test["p_randomisation"]) == (expected.difference, expected.p_randomisation)
+    moved = zero.row(CASCADE).values["RR@10"] - table.row(CASCADE).values["RR@10"]
+    chosen = choose_queries(outcome.test_tables, "RR@10", 3)
+    assert [moved[row] for row in chosen["improved"]] == [v for v in sorted(moved, reverse=True)[:3] if v > 0]
+    assert [moved[row] for row in chosen["worsened"]] == [v for v in sorted(moved)[:3] if v < 0]
+    shown = {row for rows in choose_queries(outcome.test_tables, "RR@10").values() for row in rows}
+    for row, query in enumerate(found["queries"]):
+        named = [*query["labelled"], *(p for state in found["states"] for p in found["top"][state][row])]
+        assert all(("text" in found["passages"][passage]) for passage in named if row in shown)
 
 
 def test_test_labels_are_read_once_after_the_last_round(trained: Trained) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "sentence_transformers", "accelerate", "faiss")
+HEAVY = ("torch", "transformers", "sentence_transformers", "accelerate", "faiss", "matplotlib", "jinja2")
 TELL = f"import sys; print(','.join(m for m in {HEAVY} if m in sys.modules))"
 
 

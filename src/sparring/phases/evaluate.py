@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sparring.phases.stats import Estimate, interval, paired_test
-from sparring.types import InputError, Qrels, Run
+from sparring.types import CASCADE, FIXED, RETRIEVER, InputError, Qrels, Run
 
 Ids = Callable[[np.ndarray], Sequence[str]]
 """Ids of rows."""
@@ -27,7 +27,6 @@ Lists = tuple[np.ndarray, np.ndarray]
 """Ranked lists: scores float32 [Q, k] and passage rows int64 [Q, k], best first; row -1 is no result."""
 
 CUTOFFS = (1, 5, 20, 100)
-RETRIEVER, FIXED, CASCADE = "retriever", "ranker on fixed candidates", "cascade"
 
 
 def measure_names(depth: int, cutoffs: Sequence[int] = CUTOFFS) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from sparring.recipes.settings import RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import card_of, load_pair, require_pools, resolve_config, set_up, write_results
 from sparring.recipes.warmup import WarmupConfig
+from sparring.report import write_report
 from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
@@ -118,6 +119,7 @@ def compare(
     part = folder / "comparison.json.part"
     part.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(folder / "comparison.json")
+    write_report(folder)
     return result
 
 
@@ -312,6 +314,7 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     shutil.rmtree(folder / "index", ignore_errors=True)
     release_memory()
     save_rows(done, rows, facts)
+    write_report(folder)
 
 
 def gather(folder: Path, plan: Plan, command: str) -> Evidence:

@@ -14,6 +14,7 @@ from sparring.recipes.experiment import Experiment, Generation, Lists, Split
 from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
 from sparring.recipes.summary import Outcome
 from sparring.recipes.warmup import WarmupConfig, warmup
+from sparring.types import Run
 
 Body = Callable[[Experiment, Any, Generation], None]
 
@@ -31,7 +32,8 @@ class Baselines:
     """What a recipe is measured against, and where it starts from.
 
     ``ranker_came_trained``: the ranker came with a trained head, so the zero-shot pair can be ranked with.
-    ``test``: the baselines' and the warm start's rows on test, once the first recipe has read them.
+    ``test``: the baselines' and the warm start's rows on test, once the first recipe has read them; ``runs``: the warm
+    start's ranked lists behind them.
     """
 
     bm25: Mapping[str, Lists]
@@ -39,6 +41,7 @@ class Baselines:
     warm: Generation
     ranker_came_trained: bool
     test: dict[str, list[Row]] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
 
 
 def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
@@ -87,8 +90,11 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
         references = lists_row(x, x.test, "BM25", baselines.bm25)
         references += zero_shot_rows(x, x.test, baselines.ranker_came_trained)
         x.restore("warm start")
-        warm = x.three_rows("warm start", x.test, baselines.warm).table
-        baselines.test.update(references=references, warm=list(warm.rows))
+        warm = x.three_rows("warm start", x.test, baselines.warm)
+        baselines.test.update(references=references, warm=list(warm.table.rows))
+        baselines.runs.update(warm.runs)
+    else:
+        x.write_runs(f"{x.test.name}-warm start", baselines.runs)
     tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
     x.restore("best")

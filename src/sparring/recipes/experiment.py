@@ -344,8 +344,11 @@ class Experiment:
             folder = self.run.path / "runs"
             folder.mkdir(exist_ok=True)
             for kind, run in runs.items():
-                file = f"{name}-{kind}.trec".replace(" ", "-")
-                write_run(run, folder / file, tag=f"sparring-{kind}".replace(" ", "-"))
+                write_run(run, self.run_file(name, kind), tag=f"sparring-{kind}".replace(" ", "-"))
+
+    def run_file(self, name: str, kind: str) -> Path:
+        """Where :meth:`write_runs` puts the ranked lists of one row."""
+        return self.run.path / "runs" / f"{name}-{kind}.trec".replace(" ", "-")
 
     def rank_pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray, label: str = "rank") -> np.ndarray:
         """Ranker logits of (query, passage) rows, counted as teacher forwards."""

@@ -33,11 +33,13 @@ from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
+from sparring.recipes.evidence import write_evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.journal import Journal, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
+from sparring.report import write_report
 from sparring.rundir import JOURNAL, LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.types import InputError
 
@@ -338,10 +340,12 @@ def write_results(x: Experiment, outcome: Outcome) -> None:
     """The evidence of a run, once test has been read."""
     x.run.write_text("summary.md", summarise(x, outcome, markdown=True))
     x.run.write_json("results.json", outcome.to_dict(x.forwards.to_dict()))
+    write_evidence(x, outcome)
 
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
-    """Results first, so that a failed export loses nothing; then export, and away with the kept weights."""
+    """Results first, so that a failed export loses nothing; then export, the page about all of it, and away with the
+    kept weights."""
     write_results(x, outcome)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
     for name in ("retriever", "ranker"):  # a half export of a run that was stopped here
@@ -350,6 +354,7 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         "export", export, x.retriever, x.ranker, x.run.path,
         card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
+    write_report(x.run.path)
     (x.run.path / JOURNAL).unlink()  # from here on the run is finished
     for name in ("states", "index", "journal", "checkpoint"):
         shutil.rmtree(x.run.path / name, ignore_errors=True)
