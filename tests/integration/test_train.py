@@ -113,8 +113,11 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_exactly_these_files(trained: Trained) -> None:
     found = {str(p.relative_to(trained.path)) for p in trained.path.rglob("*") if p.is_file()}
-    plain = {name for name in found if not name.startswith(("runs/", "rounds/", "retriever/", "ranker/"))}
-    assert plain == {"config.toml", "environment.json", "metrics.jsonl", "results.json", "summary.md"}
+    plain = {name for name in found if not name.startswith(("runs/", "rounds/", "audit/", "retriever/", "ranker/"))}
+    assert {name for name in found if name.startswith("audit/")} == {
+        f"audit/{generation}.tsv" for generation in ("zero-shot", "warm", "1", "2")
+    }
+    assert plain == {"audit.json", "config.toml", "environment.json", "metrics.jsonl", "results.json", "summary.md"}
     rows = [row.replace(" ", "-") for row in (RETRIEVER, FIXED, CASCADE)]
     states = ["zero-shot", "warm-start", "round-1", "round-2"]
     runs = {f"runs/dev-{state}-{row}.trec" for state in states for row in rows}

@@ -15,6 +15,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sparring.config import build, parse_assignments, read_toml, to_toml
 from sparring.data import Dataset, default_cache, load
+from sparring.data.corrections import Corrections, read_corrections
 from sparring.distributed import (
     Choice,
     choose_device,
@@ -94,6 +95,7 @@ def train(
     recipe: str = "ar2",
     config: str | Path | Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
+    corrections: Sequence[str | Path] = (),
     cache: str | Path | None = None,
     command: str = "",
 ) -> Trained:
@@ -105,12 +107,16 @@ def train(
         ranker: a CrossEncoder with one logit, or an encoder that gets a new head.
         out: a folder that does not exist or is empty.
         config: a TOML file or nested tables; ``assignments`` (``key=value``) come after it.
+        corrections: audit tables with a person's verdicts on mined negatives (docs/audit.md).
         cache: where converted data and tokens are kept; default as `sparring.data.default_cache`.
 
     Raises: InputError before anything is written where possible.
     """
     objects = resolve_config(recipe, config, assignments)
-    x = set_up(data, retriever, ranker, out=out, recipe=recipe, objects=objects, cache=cache, command=command)
+    x = set_up(
+        data, retriever, ranker,
+        out=out, recipe=recipe, objects=objects, corrections=corrections, cache=cache, command=command,
+    )  # fmt: skip
     outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
     card = card_of(recipe, x.dataset, retriever, ranker, command)
     on_main(lambda: finish(x, outcome, card), x.accelerator.device)
@@ -127,6 +133,7 @@ def set_up(
     out: str | Path,
     recipe: str,
     objects: Mapping[str, Any],
+    corrections: Sequence[str | Path] = (),
     cache: str | Path | None = None,
     command: str = "",
 ) -> Experiment:
@@ -136,6 +143,8 @@ def set_up(
     check_measures(settings.measures, settings.search_depth)
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
+    corrected = read_corrections(corrections, dataset)
+    dataset = corrected.apply(dataset)
     splits = choose_splits(dataset, settings)
     require_pools(objects, len(dataset.corpus))
     device, precision, threads = choose_hardware(settings)
@@ -150,11 +159,12 @@ def set_up(
         run.metrics.tracker = accelerator.log
     if rank() == 0:
         record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
+        record_corrections(run, corrected)
     for model in pair:
         model.to(accelerator.device)
     tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
     feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
-    return Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits)
+    return Experiment(dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, corrected)
 
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:
@@ -265,6 +275,14 @@ def record_start(
             "scoring": {"similarity": pair[0].similarity, "scale": pair[0].scale},
         },
     )  # fmt: skip
+
+
+def record_corrections(run: RunDir, corrections: Corrections) -> None:
+    """The verdicts that a run was given, as one table that can be given again; nothing where there are none."""
+    if corrections.verdicts:
+        logger.info("%s", corrections)
+        run.metrics.write("corrections", **corrections.counts())
+        corrections.write(run.path / "corrections.tsv")
 
 
 def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
