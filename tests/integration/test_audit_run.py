@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,7 @@ def test_every_source_of_negatives_obeys_the_verdicts(corrected: Experiment) -> 
     assert ("q0", "p3") not in {(e["query_id"], e["passage_id"]) for e in x.audits.records["again"]["examples"]}
 
 
-def test_verdicts_from_the_command_line(
-    toy: Path, cache: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path
-) -> None:
+def test_verdicts_from_the_command_line(toy: Path, cache: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path) -> None:
     """audit -> a person's verdicts -> mine and train; bad ones stop both before anything is written."""
     pair = ("--retriever", tiny_st, "--ranker", tiny_ce)
     found = call("-q", "audit", "--data", toy, *pair, "--lists", 40, "--depth", 5, "--out", tmp_path / "a")
@@ -198,3 +197,31 @@ def test_verdicts_from_the_command_line(
     assert again.exit_code == 0, again.output
     used = call("-q", "audit", tmp_path / "r", "--data", toy, "--lists", 3, "--out", tmp_path / "b")
     assert used.exit_code == 2
+
+
+def test_planted_positives_are_found_and_their_corrections_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed of benchmarks/audit.py on a smaller world. Pairs flagged at random would be right once in ten times, and
+    find as small a share of the planted ones as they are of all candidates."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("audit")
+    world = benchmark.World(subjects=20, aspects=6)
+    rounds = {**benchmark.CONFIG["separate"], "rounds": 1, "retriever_steps": 20, "ranker_steps": 40}
+    config = {
+        "run": benchmark.CONFIG["run"],
+        "warmup": {**benchmark.CONFIG["warmup"], "retriever_steps": 40, "ranker_steps": 200},
+        "separate": rounds,
+    }
+    facts = benchmark.run(0, tmp_path, "separate", config, world, arms=["positive"])
+    chance = facts["planted_there"] / facts["candidates"]
+    found = benchmark.Found(**facts["found"]["audit: likely"])
+    assert chance < 0.15
+    assert found.planted > 50
+    assert found.precision > 0.4
+    assert found.recall > max(0.15, 3 * found.flagged / facts["candidates"])
+    arm = facts["arms"]["positive"]
+    assert arm["verdicts"] == {"positive": found.right, "drop": 0, "keep": found.flagged - found.right}
+    assert found.right > 20
+    assert arm["in_pools"][0] == found.right, "what was judged was in the pools"
+    assert arm["in_pools"][1] == 0, "corrected pairs are still mined as negatives"
