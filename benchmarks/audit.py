@@ -46,6 +46,8 @@ CONFIG: dict[str, dict[str, Any]] = {
 ARMS = {"positive": ("positive", False), "positive, equal visits": ("positive", True), "drop": ("drop", False)}
 """Name -> the verdict on planted pairs (`keep` on the others), and whether updates grow with the number of list heads:
 else a head is visited less often, the more of them there are."""
+CONTROL = "uncorrected, as many updates"
+"""The uncorrected labels with the updates of "positive, equal visits": what more updates alone give."""
 MEASURES = ("RR@10", "nDCG@10", "R@10")
 ROWS = ("retriever", "ranker on fixed candidates", "cascade")
 
@@ -164,6 +166,17 @@ def run(
     return {**facts, "seconds": time.monotonic() - start}
 
 
+def control(facts: dict[str, Any], out: Path, recipe: str, config: dict[str, Any] = CONFIG) -> dict[str, Any]:
+    """The arm `CONTROL` beside the arms of a seed that `run` left in OUT.  -> the facts with it"""
+    from sparring.recipes.train import train
+
+    growth = facts["arms"]["positive, equal visits"]["growth"]
+    settings = grown({**config, "run": {**config["run"], "seed": facts["seed"]}}, growth)
+    models = str(out / "encoder"), str(out / "encoder")
+    done = train(out / "data", *models, out=out / CONTROL, recipe=recipe, config=settings, cache=out / "cache")
+    return {**facts, "arms": {**facts["arms"], CONTROL: measured(done)}}
+
+
 def grown(config: dict[str, Any], growth: float) -> dict[str, Any]:
     """The settings with every number of updates multiplied."""
     return {
@@ -181,8 +194,10 @@ def measured(done: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def against(results: list[dict[str, Any]], arm: str, measure: str, row: str, touched: bool | None = None) -> list[str]:
-    """An arm and the uncorrected run on the test queries of all seeds, the paired test, and every seed's difference.
+def against(
+    results: list[dict[str, Any]], base: str, arm: str, measure: str, row: str, touched: bool | None = None
+) -> list[str]:
+    """An arm and another on the test queries of all seeds, the paired test, and every seed's difference.
 
     ``touched``: only queries whose need has a judged passage, or only the others.
     """
@@ -191,13 +206,13 @@ def against(results: list[dict[str, Any]], arm: str, measure: str, row: str, tou
     chosen = [np.array([touched is None or t == touched for t in f["touched"]]) for f in results]
     pair = [
         [np.array(f["arms"][name]["test"][measure][row])[c] for f, c in zip(results, chosen, strict=True)]
-        for name in ("uncorrected", arm)
+        for name in (base, arm)
     ]
     before, after = map(np.concatenate, pair)
     test = paired_test(after, before)
     means = [f"{(e := interval(values)).mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for values in (before, after)]
     gains = ", ".join(f"{np.mean(b) - np.mean(a):+.3f}" for a, b in zip(*pair, strict=True))
-    return [arm, f"{measure}, {row}", *means, f"{test.difference:+.4f}", f"{test.p_randomisation:.4f}", gains]
+    return [arm, base, f"{measure}, {row}", *means, f"{test.difference:+.4f}", f"{test.p_randomisation:.4f}", gains]
 
 
 def report(results: list[dict[str, Any]]) -> str:
@@ -213,14 +228,16 @@ def report(results: list[dict[str, Any]]) -> str:
         found.append([name, total.flagged, total.right, *cells])
     there, candidates = sum(f["planted_there"] for f in results), sum(f["candidates"] for f in results)
     arms = [arm for arm in ARMS if arm in results[0]["arms"]]
-    rows = [against(results, arm, measure, row) for measure in ("RR@10", "R@10") for row in ROWS for arm in arms]
+    pairs = [("uncorrected", arm) for arm in arms]
+    pairs += [(CONTROL, "positive, equal visits")] if CONTROL in results[0]["arms"] else []
+    rows = [against(results, *pair, measure, row) for measure in ("RR@10", "R@10") for row in ROWS for pair in pairs]
     parts = [
-        [name, *against(results, arm, "RR@10", row, touched)]
-        for arm in arms
+        [name, *against(results, *pair, "RR@10", row, touched)]
+        for pair in pairs
         for row in ("retriever", "cascade")
         for name, touched in (("judged", True), ("others", False))
     ]
-    head = ["arm", "test, complete labels", "uncorrected", "corrected", "difference", "p", "by seed"]
+    head = ["arm", "against", "test, complete labels", "before", "after", "difference", "p", "by seed"]
     costs = [[arm, *cost(results, arm)] for arm in arms]
     seeds, seconds = ", ".join(str(f["seed"]) for f in results), np.median([f["seconds"] for f in results])
     return "\n\n".join([
@@ -268,11 +285,15 @@ def main() -> None:
         design = f"{arguments.recipe}-{arguments.share:g}-{arguments.mine_depth}-{arguments.steps}"
         folder = arguments.out / f"{design}-{seed}"
         file = folder / "facts.json"
+        config = designed(arguments.recipe, arguments.mine_depth, arguments.steps)
         if not file.exists():
-            config = designed(arguments.recipe, arguments.mine_depth, arguments.steps)
             facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share))
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        results.append(json.loads(file.read_text(encoding="utf-8")))
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if CONTROL not in facts["arms"]:
+            facts = control(facts, folder, arguments.recipe, config)
+            file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        results.append(facts)
     print(report(results))
 
 
