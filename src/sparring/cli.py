@@ -96,6 +96,11 @@ def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--pooling", type=choice, default="mean", show_default=True, help=text)(function)
 
 
+def _corrections(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Audit table with your verdicts on mined negatives; repeatable."
+    return click.option("--corrections", multiple=True, type=PATH, help=text)(function)
+
+
 def _max_length(function: Callable[..., Any]) -> Callable[..., Any]:
     text = "Tokens of an input, special tokens included; 0 is the model's own limit."
     return click.option("--max-length", type=NUMBER, default=0, show_default=True, help=text)(function)
@@ -177,11 +182,12 @@ def _as_lines(value: Any, label: str) -> list[str]:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
 @click.option("--seed", type=NUMBER, help="Seed of every random choice.")
+@_corrections
 @_trust
 def train(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path, config: Path | None, assignments: tuple[str, ...],
-    layers: int | None, seed: int | None, trust_remote_code: bool,
+    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Train a pair with a recipe; leaves OUT/retriever, OUT/ranker and the evidence."""
     from sparring.distributed import leave
@@ -198,81 +204,10 @@ def train(
         require_unused(out)
     dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
     with _stoppable(_command()):
-        result = run(
-            dataset, retriever, ranker,
-            out=out, recipe=recipe, config=config, assignments=settings, command=_command(),
+          result = run(
+            dataset, retriever, ranker, out=out, recipes=recipes, seeds=seeds, budget=budget, trials=trials,
+            baseline=baseline, config=config, assignments=settings, corrections=corrections, command=_command(),
         )  # fmt: skip
-    _show_run(result.path)
-    leave()
-
-
-@contextmanager
-def _stoppable(command: str) -> Iterator[None]:
-    """Say how a run that was interrupted goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"\nStopped; all that is finished is kept. This goes on from there:\n  {command}", err=True)
-        sys.exit(130)
-
-
-def _show_run(path: Path) -> None:
-    from sparring.distributed import rank
-
-    if rank() == 0:
-        click.echo((path / "summary.md").read_text(encoding="utf-8"))
-        click.echo(f"Models: {path / 'retriever'} and {path / 'ranker'}")
-        click.echo(f"Report: {path / 'report.html'}")
-
-
-def _command() -> str:
-    return shlex.join(["sparring", *sys.argv[1:]])
-
-
-@main.command()
-@data_options()
-@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
-@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
-@click.option("--out", required=True, type=PATH, help="New folder, or a comparison's that is to go on.")
-@click.option(
-    "--recipes",
-    default="separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
-    show_default=True,
-    help="Arms, separated by commas; RECIPE:KEY=VALUE sets something for one arm alone.",
-)
-@click.option("--seeds", type=COUNT, default=5, show_default=True, help="Seeds, each with a warm start of its own.")
-@click.option(
-    "--budget", type=NUMBER, default=0,
-    help="Query-passage forwards that train each model of each arm after the warm start; default: as configured.",
-)  # fmt: skip
-@click.option("--trials", type=COUNT, default=3, show_default=True, help="Learning rates every arm tries on dev.")
-@click.option("--baseline", default="", help="Arm the others are tested against; default: separate, or the first.")
-@click.option("--config", type=PATH, help="TOML file; may hold a section for every recipe.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
-@click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
-@_trust
-def compare(
-    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
-    retriever: str, ranker: str, out: Path, recipes: str, seeds: int, budget: int, trials: int, baseline: str,
-    config: Path | None, assignments: tuple[str, ...], layers: int | None, trust_remote_code: bool,
-) -> None:  # fmt: skip
-    """Does joint training help you? Every recipe from the same warm start at one budget, tested over seeds.
-
-    The same command goes on where it stopped. Leaves OUT/comparison.md and .json, and the pair to ship in OUT/best.
-    """
-    from sparring.recipes.arms import parse_arms
-    from sparring.recipes.compare import compare as run
-    from sparring.recipes.train import resolve_config
-
-    settings = [*assignments, *([f"run.layers={layers}"] if layers is not None else [])]
-    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
-    settings += ["run.titles=false"] if no_titles else []
-    resolved = resolve_config(parse_arms(recipes)[0].recipe, config, settings)
-    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
-    result = run(
-        dataset, retriever, ranker, out=out, recipes=recipes, seeds=seeds, budget=budget, trials=trials,
-        baseline=baseline, config=config, assignments=settings, command=_command(),
-    )  # fmt: skip
     click.echo(result.text())
     click.echo(f"Models: {out / 'best' / 'retriever'} and {out / 'best' / 'ranker'}")
     click.echo(f"Report: {out / 'report.html'}")
@@ -337,9 +272,45 @@ def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tup
         first, second = first or str(run / "retriever"), second or str(run / "ranker")
     if not first or not second:
         raise InputError(
-            "which pair?", expected="a run folder, or --retriever and --ranker", fix="sparring evaluate RUN --data DATA"
+            "which pair?", expected="a run folder, or --retriever and --ranker", fix="name RUN, or both models"
         )
     return first, second
+
+
+@main.command()
+@click.argument("run", required=False, type=PATH)
+@data_options("--data")
+@click.option("--retriever", metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder; default: RUN's.")
+@click.option("--ranker", metavar="PATH_OR_HUB_NAME", help="CrossEncoder with one logit; default: RUN's.")
+@click.option("--lists", type=COUNT, default=100, show_default=True, help="List heads that are drawn and scored.")
+@click.option("--depth", type=COUNT, default=10, show_default=True, help="Top negatives of each that are scored.")
+@click.option("--mine-depth", type=COUNT, default=100, show_default=True, help="Passages mined per training query.")
+@click.option("--seed", type=NUMBER, default=0, show_default=True, help="Seed of the draw.")
+@_corrections
+@_precision
+@_pooling
+@_trust
+@click.option("--out", required=True, type=PATH, help="Folder; must be new or empty.")
+def audit(
+    run: Path | None, data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...],
+    no_titles: bool, retriever: str | None, ranker: str | None, lists: int, depth: int, mine_depth: int, seed: int,
+    corrections: tuple[Path, ...], precision: str, pooling: str, trust_remote_code: bool, out: Path,
+) -> None:  # fmt: skip
+    """Find right answers among a pair's mined negatives; OUT gets a table for a person to judge.
+
+    A run folder brings its models, and whether passages are read with their titles.
+    """
+    from sparring.recipes.standalone import audit_to
+
+    models = _pair_of(run, retriever, ranker)
+    _files(data, corpus, queries, qrels, "--data")
+    dataset = _load(data, corpus, queries, qrels, no_titles or _without_titles(run))
+    text = audit_to(
+        dataset, *models, out,
+        lists=lists, depth=depth, mine_depth=mine_depth, seed=seed, corrections=corrections, precision=precision,
+        pooling=pooling, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    click.echo(text)
 
 
 @main.command()
@@ -439,13 +410,14 @@ def search(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -
 @click.option("--positive-above", type=float, help=f"Denoising: promoted above this; default: {_rules(1)}.")
 @click.option("--answer-filter", is_flag=True, help="Drop passages that contain an answer string.")
 @click.option("--seed", type=NUMBER, default=0, show_default=True, help="Seed of the draws.")
+@_corrections
 @_trust
 @click.option("--out", required=True, type=PATH, help="JSONL: query, positive, negatives; promoted where it is.")
 def mine(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     run_file: Path, split: str, negatives: int, sampling: Literal["uniform", "simans", "top"], simans_a: float,
     simans_b: float, denoise: str | None, rule: str, negative_below: float | None, positive_above: float | None,
-    answer_filter: bool, seed: int, trust_remote_code: bool, out: Path,
+    answer_filter: bool, seed: int, corrections: tuple[Path, ...], trust_remote_code: bool, out: Path,
 ) -> None:  # fmt: skip
     """Hard negatives from a run: no known positive, by id or by normalised text; short lists are reported."""
     from sparring.recipes.standalone import Denoising, mine_to
@@ -459,6 +431,7 @@ def mine(
             dataset, run_file, split, out,
             negatives=negatives, sampling=sampling, answer_filter=answer_filter, seed=seed, simans=(simans_a, simans_b),
             denoising=Denoising(denoise, rule, *thresholds, trust_remote_code) if denoise else None,
+            corrections=corrections,
         )
     )  # fmt: skip
 

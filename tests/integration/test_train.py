@@ -113,10 +113,13 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_exactly_these_files(trained: Trained) -> None:
     found = {str(p.relative_to(trained.path)) for p in trained.path.rglob("*") if p.is_file()}
-    plain = {name for name in found if not name.startswith(("runs/", "rounds/", "retriever/", "ranker/"))}
+    plain = {name for name in found if not name.startswith(("runs/", "rounds/", "audit/", "retriever/", "ranker/"))}
+    assert {name for name in found if name.startswith("audit/")} == {
+        f"audit/{generation}.tsv" for generation in ("zero-shot", "warm", "1", "2")
+    }
     assert plain == {
-        "config.toml", "environment.json", "evidence.json", "metrics.jsonl", "report.html", "results.json",
-        "summary.md",
+        "audit.json", "config.toml", "environment.json", "evidence.json", "metrics.jsonl", "report.html",
+        "results.json", "summary.md",
     }  # fmt: skip
     rows = [row.replace(" ", "-") for row in (RETRIEVER, FIXED, CASCADE)]
     states = ["zero-shot", "warm-start", "round-1", "round-2"]

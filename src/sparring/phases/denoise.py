@@ -44,6 +44,7 @@ def denoise(
     negative: float | None = None,
     positive: float | None = None,
     groups: np.ndarray | None = None,
+    sure_negatives: Mapping[int, np.ndarray] | None = None,
 ) -> Denoised:
     """Keep sure negatives; a candidate that is a sure positive heads a list of its own.
 
@@ -54,6 +55,7 @@ def denoise(
             ``calibrated``: the thresholds are quantiles ``negative`` (.05) and ``positive`` (.75) of the known
             positives' scores: for rankers whose sigmoid means nothing, as after a list-wise softmax.
         groups: passages of equal text; one of them is promoted for a query, none stays as its negative.
+        sure_negatives: query row -> passage rows that stay negatives whatever the ranker says (with equal texts).
 
     Raises:
         InputError: thresholds outside (0, 1) or in the wrong order, scores that do not fit the pools or are NaN.
@@ -61,11 +63,15 @@ def denoise(
     low, high = _thresholds(head_ranker_scores, rule, negative, positive)
     _check_scores(pools, ranker_scores, head_ranker_scores)
     pair_queries, pair_groups = pools.pair_queries(), pools.candidates if groups is None else groups[pools.candidates]
-    keys = pair_queries * (int(pair_groups.max(initial=0)) + 1) + pair_groups
-    sure = ranker_scores > high
+    marked = {q: rows if groups is None else groups[rows] for q, rows in (sure_negatives or {}).items()}
+    base = 1 + max([int(pair_groups.max(initial=0)), *(int(texts.max(initial=0)) for texts in marked.values())])
+    keys = pair_queries * base + pair_groups
+    sure_keys = [np.empty(0, dtype=np.int64), *(query * base + texts for query, texts in marked.items())]
+    by_hand = np.isin(keys, np.concatenate(sure_keys))
+    sure = (ranker_scores > high) & ~by_hand
     best = np.flatnonzero(sure)[np.argsort(-ranker_scores[sure], kind="stable")]
     promoted = np.sort(best[np.unique(keys[best], return_index=True)[1]])  # the best-scored of each text
-    keep = (ranker_scores < low) & ~np.isin(keys, keys[promoted])
+    keep = by_hand | ((ranker_scores < low) & ~np.isin(keys, keys[promoted]))
     kept = pools.keep(keep)
     extra = _heads(kept, pools, promoted)
     distinct = np.unique(keys, return_index=True)[1]

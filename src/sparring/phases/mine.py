@@ -226,20 +226,20 @@ def _keep(
     """Which cells of the lists are possible negatives, bool [Q, k]. Equal id implies equal group."""
     base = int(groups.max(initial=0)) + 1
     keep = rows >= 0
-    removed = 0
+    counts = {"known positives removed": 0, **({"excluded removed": 0} if known else {})}
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
-        banned = [
-            i * base + np.asarray(groups[np.asarray(source[int(q)], dtype=np.int64)])
-            for i, q in enumerate(query_rows[part])
-            for source in (positives, known)
-            if len(source.get(int(q), ()))
-        ]
         keys = np.arange(len(rows[part]))[:, None] * base + groups[np.maximum(rows[part], 0)]
-        hit = np.isin(keys, np.concatenate(banned)) & keep[part] if banned else np.zeros_like(keep[part])
-        removed += int(hit.sum())
-        keep[part] &= ~hit
-    return keep, {"known positives removed": removed}
+        for name, source in zip(counts, (positives, known), strict=False):
+            banned = [
+                i * base + np.asarray(groups[np.asarray(source[int(q)], dtype=np.int64)])
+                for i, q in enumerate(query_rows[part])
+                if len(source.get(int(q), ()))
+            ]
+            hit = np.isin(keys, np.concatenate(banned)) & keep[part] if banned else np.zeros_like(keep[part])
+            counts[name] += int(hit.sum())
+            keep[part] &= ~hit
+    return keep, counts
 
 
 def _scores_in_lists(rows: np.ndarray, scores: np.ndarray, of_list: np.ndarray, heads: np.ndarray) -> np.ndarray:

@@ -22,11 +22,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
+from sparring.data.corrections import read_corrections
 from sparring.distributed import processes
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
 from sparring.phases.evaluate import Table
 from sparring.phases.export import export
 from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_forwards, with_rates
+from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
 from sparring.recipes.experiment import Experiment
@@ -65,6 +67,7 @@ class Materials:
     dataset: Dataset
     retriever: SentenceTransformer | str | Path
     ranker: CrossEncoder | str | Path
+    corrections: Sequence[str | Path]
     cache: Path
     command: str
 
@@ -82,6 +85,7 @@ def compare(
     baseline: str = "",
     config: str | Path | Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
+    corrections: Sequence[str | Path] = (),
     cache: str | Path | None = None,
     command: str = "",
 ) -> Comparison:
@@ -93,6 +97,7 @@ def compare(
         seeds: number of seeds, counted up from ``run.seed``; each has its own warm start, shared by the arms.
         budget: query-passage forwards that train each model of each arm after the warm start; 0: as configured.
         trials: learning rates that every arm tries on dev, on the first seed (`arms.FACTORS`); 1 tunes nothing.
+        corrections: audit tables with a person's verdicts, for all arms (docs/audit.md).
         baseline: the arm that the others are tested against; default ``separate`` where it is one, else the first.
 
     Raises: InputError for unknown arms, a budget that an arm cannot meet, a folder of another comparison.
@@ -102,7 +107,7 @@ def compare(
         raise InputError("a comparison runs in one process", where="compare", expected="1", got=str(processes()))
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=plan.run.titles)
-    materials = Materials(dataset, retriever, ranker, place, command)
+    materials = Materials(dataset, retriever, ranker, corrections, place, command)
     folder = Path(out)
     claim(folder, plan, materials)
     factors = {arm.name: 1.0 for arm in plan.arms}
@@ -157,8 +162,9 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> None:
     """Make the folder, or check that it is this comparison's: what all arms and seeds share must be the same."""
     run = {**asdict(plan.run), "seed": plan.seeds[0]}
     named = {"retriever": _named(materials.retriever), "ranker": _named(materials.ranker)}
-    shared = {"data": materials.dataset.fingerprint, **named, "run": run, "warmup": asdict(plan.warmup)}
-    shared = json.loads(json.dumps({**shared, "trials": plan.trials}))
+    verdicts = read_corrections(materials.corrections, materials.dataset).fingerprint()
+    shared = {"data": materials.dataset.fingerprint, "corrections": verdicts, **named, "trials": plan.trials}
+    shared = json.loads(json.dumps({**shared, "run": run, "warmup": asdict(plan.warmup)}))
     file = folder / "shared.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -215,7 +221,7 @@ class Seed:
         again = done.exists()
         x = set_up(
             m.dataset, _copy(m.retriever), _copy(m.ranker), out=shared, recipe="warmup", objects=objects,
-            cache=m.cache, command=m.command, again=again,
+            corrections=m.corrections, cache=m.cache, command=m.command, again=again,
         )  # fmt: skip
         if again:
             return x, read_warm(x, shared)
@@ -249,7 +255,7 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
     bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
     x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
     x.tables = [("warm start", Table(tuple(rows[facts["dev_rows"] :]), tuple(x.config.measures)))]
-    return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"])
+    return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"], Audits.read(x.run, x.dataset))
 
 
 def tune(session: Seed, arm: Arm, folder: Path) -> float:

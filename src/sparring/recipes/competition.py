@@ -9,6 +9,7 @@ from typing import Any
 from sparring.phases.evaluate import Row, Table, evaluate, run_of
 from sparring.phases.fit import Forwards
 from sparring.recipes.ar2 import AR2Config, ar2
+from sparring.recipes.audits import Audits
 from sparring.recipes.controls import FrozenTeacherConfig, SeparateConfig, frozen_teacher, separate
 from sparring.recipes.experiment import Experiment, Generation, Lists, Split
 from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
@@ -40,6 +41,7 @@ class Baselines:
     dev_rows: list[Row]
     warm: Generation
     ranker_came_trained: bool
+    audits: Audits
     test: dict[str, list[Row]] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
 
@@ -50,13 +52,15 @@ def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
     trained = not x.ranker.new_head
     if trained:
         x.keep("zero-shot")
+        if config.retriever_steps:  # else these are the warm start's negatives, audited with it
+            x.audit(x.start)
     bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
     dev_rows = [*lists_row(x, x.dev, "BM25", bm25), *zero_shot_rows(x, x.dev, trained)]
     warm = warmup(x, config)
     x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
     x.keep("warm start")
     x.evaluate("warm start", warm)
-    return Baselines(bm25, dev_rows, warm, trained)
+    return Baselines(bm25, dev_rows, warm, trained, x.audits.copy(x.run))
 
 
 def compete(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> Outcome:
@@ -73,7 +77,7 @@ def contend(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> No
     """
     x.restore("warm start")
     x.keep("best")
-    x.forwards = Forwards()
+    x.forwards, x.audits = Forwards(), baselines.audits.copy(x.run)
     x.tables, x.best = x.tables[:1], ("warm start", x.selected(x.tables[0][1]), baselines.warm)
     if recipe != "warmup":
         config_class, body = RECIPES[recipe]

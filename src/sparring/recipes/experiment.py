@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sparring.data import Dataset
+from sparring.data.corrections import Corrections
 from sparring.distributed import choose_tokens, rank
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
@@ -31,6 +32,7 @@ from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, 
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
+from sparring.recipes.audits import Audits, audited
 from sparring.recipes.generation import Generation, Lists
 from sparring.recipes.journal import Entry, Journal, digest
 from sparring.recipes.settings import Rates, RunConfig
@@ -67,6 +69,7 @@ class Experiment:
     precision: str
     dev: Split
     test: Split
+    corrections: Corrections = field(default_factory=Corrections)
     forwards: Forwards = field(default_factory=Forwards)
     fixed: Mapping[str, Lists] = field(default_factory=dict)
     tables: list[tuple[str, Table]] = field(default_factory=list)
@@ -84,6 +87,9 @@ class Experiment:
         labels = self.dataset.split("train")
         self.positives = positives_of(labels, self.dataset.queries, self.dataset.corpus)
         self.train_rows = np.array(sorted(self.positives), dtype=np.int64)
+        self.excluded = self.corrections.rows("drop", self.dataset)
+        self.sure_negatives = self.corrections.rows("keep", self.dataset)
+        self.audits = Audits(self.run, self.dataset)
 
     def branch(self, folder: Path) -> Experiment:
         """The same models and data in a run folder of its own, to train from the weights kept here.
@@ -94,6 +100,8 @@ class Experiment:
         run = RunDir.create(folder)
         for record in self.run.metrics.records:
             run.metrics.take(record)
+        if (self.run.path / "audit").is_dir():
+            shutil.copytree(self.run.path / "audit", folder / "audit")
         return replace(
             self, run=run, origin=self.origin or self.run.path, forwards=Forwards(), tables=list(self.tables),
             best=None, journal=Journal(None), kept=dict(self.kept), held=None, _team={},
@@ -195,8 +203,11 @@ class Experiment:
         self.done("fit", name)
 
     def known_groups(self, query_rows: np.ndarray) -> np.ndarray:
-        """Text groups of every known positive of each query, padded with -1.  -> int64 [B, K]"""
-        groups = [self.dataset.corpus.groups[self.positives[int(row)]] for row in query_rows]
+        """Text groups of what is no negative of each query, padded with -1: its known positives, and the passages that
+        corrections drop.  -> int64 [B, K]"""
+        none = np.empty(0, dtype=np.int64)
+        rows = [np.concatenate([self.positives[q], self.excluded.get(q, none)]) for q in query_rows.tolist()]
+        groups = [self.dataset.corpus.groups[passages] for passages in rows]
         known = np.full((len(groups), max(len(g) for g in groups)), -1, dtype=np.int64)
         for row, values in enumerate(groups):
             known[row, : len(values)] = values
@@ -233,8 +244,9 @@ class Experiment:
         """BM25's hard negatives of the training queries."""
         scores, rows = self.run.phase("bm25-search", self.bm25_lists, self.train_rows, depth)
         return pools_from_lists(
-            rows, scores, self.train_rows, self.positives, self.dataset.corpus.groups, generation="bm25"
-        )
+            rows, scores, self.train_rows, self.positives, self.dataset.corpus.groups,
+            known=self.excluded, generation="bm25",
+        )  # fmt: skip
 
     def refresh(self, name: str, previous: Generation | None = None, depth: int = 0) -> Generation:
         """Encode everything with the current retriever, index, search dev and test, mine the training queries.
@@ -262,7 +274,7 @@ class Experiment:
         pools = self.run.phase(
             f"{name}-mine", mine, queries[self.train_rows], self.train_rows, self.positives, index,
             self.dataset.corpus.groups, depth=max(depth, self.config.mine_depth), scale=self.retriever.scale,
-            answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
+            known=self.excluded, answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
         self.run.metrics.write("refresh", generation=name, pool_overlap=overlap, **pools.counts)
@@ -276,6 +288,7 @@ class Experiment:
     ) -> Pools:
         """Lists whose negatives the ranker scores low, and new lists headed by passages that it scores high."""
         if (entry := self.passed("denoise", label)) is not None:
+            self.audits.add_denoised(pools.generation, entry["counts"])
             return load_generation(self.journal.checked(entry)).pools
         rng = np.random.default_rng(self.seed_of(label))
         rows = np.arange(len(pools))
@@ -289,23 +302,45 @@ class Experiment:
         result = denoise(
             chosen, scores[:cut], scores[cut:],
             rule=rule, negative=negative, positive=positive, groups=self.dataset.corpus.groups,
+            sure_negatives=self.sure_negatives,
         )  # type: ignore[arg-type]  # fmt: skip
+        self.audits.add_denoised(pools.generation, result.counts)
         logger.info("%s: %s", label, dict(result.counts))
         self.run.metrics.write(
             "denoise", phase=label, lists=len(chosen), negative_threshold=result.negative_threshold,
             positive_threshold=result.positive_threshold, **result.counts,
         )  # fmt: skip
-        self.done("denoise", label, self._store(label, save_generation, Generation(label, result.pools, {})))
+        file = self._store(label, save_generation, Generation(label, result.pools, {}))
+        self.done("denoise", label, file, counts={name: int(count) for name, count in result.counts.items()})
         return result.pools
 
     def hybrid(self, undenoised: Pools, denoised: Pools) -> Pools:
         """Both kinds of list heads; the sampler shuffles them together."""
         return hybrid(undenoised, denoised)
 
+    def audit(self, generation: Generation) -> None:
+        """Score a sample of the mined negatives with the current ranker and write the likely unlabelled positives.
+
+        For people: it is not part of the training budget, and training does not read it.
+        """
+        if not self.config.audit_lists:
+            return
+        name = f"{generation.name}-audit"
+        if (entry := self.passed("audit", name)) is not None:
+            self.audits.records[generation.name] = entry["record"]
+            return
+        found = self.run.phase(
+            name, audited, generation.pools, self._rank_quietly,
+            lists=self.config.audit_lists, depth=self.config.audit_depth, seed=self.seed_of(name),
+            groups=self.dataset.corpus.groups, settled=self.sure_negatives,
+        )  # fmt: skip
+        self.done("audit", name, record=self.audits.add(generation.name, found))
+
     # --- evaluation -------------------------------------------------------------------------------------------
 
     def evaluate(self, name: str, generation: Generation) -> None:
-        """Dev's three rows; the pair is kept when its cascade is the best so far."""
+        """The audit of the mined negatives, and dev's three rows; the pair is kept when its cascade is the best yet."""
+        self.audit(generation)
         result = self.run.phase(f"{name}-evaluate", self.three_rows, name, self.dev, generation)
         self.tables.append((name, result.table))
         cascade = self.selected(result.table)

@@ -72,6 +72,10 @@ class RunConfig:
     """Test queries to evaluate, drawn likewise; 0 is all."""
     checkpoint_seconds: int = 300
     """Seconds between two checkpoints inside a training phase, from which a stopped run goes on; 0: every update."""
+    audit_lists: int = 100
+    """Negative audit after each refresh: list heads that are drawn and scored by the ranker; 0 is no audit."""
+    audit_depth: int = 10
+    """Top negatives of each of these lists that are scored."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers through accelerate, e.g. ["tensorboard"]."""
 
@@ -81,6 +85,8 @@ class RunConfig:
         at_least(0, layers=self.layers, retriever_layers=self.retriever_layers, ranker_layers=self.ranker_layers)
         at_least(0, retriever_max_length=self.retriever_max_length, ranker_max_length=self.ranker_max_length)
         at_least(1, mine_depth=self.mine_depth, search_depth=self.search_depth, rerank_depth=self.rerank_depth)
+        at_least(0, audit_lists=self.audit_lists)
+        at_least(1, audit_depth=self.audit_depth)
         at_least(64, train_tokens=self.train_tokens or 64, encode_tokens=self.encode_tokens or 64)
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("similarity", self.similarity, ("auto", "dot", "cosine"))

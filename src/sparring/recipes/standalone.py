@@ -16,18 +16,21 @@ import numpy as np
 import torch
 
 from sparring.data import Dataset, default_cache, read_run, write_run
+from sparring.data.corrections import SPLIT, Corrections, read_corrections
 from sparring.distributed import choose_device, choose_precision, choose_tokens
-from sparring.log import table
+from sparring.log import Metrics, table
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases import export as exporting
 from sparring.phases.bm25 import Bm25
 from sparring.phases.encode import encode
 from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, check_measures, evaluate, run_of, three_rows, verdict
 from sparring.phases.index import Index, Kind, build_index
-from sparring.phases.mine import denoise, pools_from_lists, positives_of, report
+from sparring.phases.mine import denoise, mine, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.phases.rerank import rerank, score_pairs
+from sparring.recipes.audits import Audits, audited
 from sparring.recipes.experiment import choose_split
+from sparring.rundir import RunDir, make_folder, require_unused
 from sparring.types import InputError, Run
 
 logger = logging.getLogger("sparring")
@@ -213,16 +216,19 @@ def mine_to(
     seed: int,
     simans: tuple[float, float] = (0.5, 0.0),
     denoising: Denoising | None = None,
+    corrections: Sequence[Path] = (),
 ) -> str:
     """Hard negatives of a split's queries as JSONL lines {"query", "positive", "negatives"}.  -> what was found
 
     A line whose positive is no label but a passage that denoising promoted has also ``"promoted": true``.
     """
+    corrected = corrections_of(corrections, dataset, split)
+    dataset = corrected.apply(dataset)
     with new_file(out) as aside:
         positives = positives_of(dataset.split(split), dataset.queries, dataset.corpus)
-        pools = _mined(dataset, run_file, split, positives, answer_filter)
+        pools = _mined(dataset, run_file, split, positives, answer_filter, corrected)
         if denoising:
-            pools = _denoised(dataset, pools, denoising)
+            pools = _denoised(dataset, pools, denoising, corrected)
         usable = trainable(pools, negatives)
         rng = np.random.default_rng(seed)
         lists = draw(pools, usable, negatives, rng, method=sampling, a=simans[0], b=simans[1])
@@ -237,12 +243,24 @@ def mine_to(
                 if passages[0] not in positives[int(query)]:
                     line["promoted"] = True
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return f"{out}: {len(usable)} lists of 1 + {negatives}\n{report(pools, negatives)}"
+    lines = [f"{out}: {len(usable)} lists of 1 + {negatives}", str(report(pools, negatives))]
+    return "\n".join([*lines, *([str(corrected)] if corrected.verdicts else [])])
+
+
+def corrections_of(files: Sequence[Path], dataset: Dataset, split: str) -> Corrections:
+    """Verdicts on the mined negatives of a split, which must be the training split: no other labels are changed."""
+    if files and split != SPLIT:
+        raise InputError(
+            "corrections are for the training split alone", where="--corrections", expected=f"--split {SPLIT}",
+            got=f"--split {split}", fix="leave --corrections out: labels of other splits are never changed",
+        )  # fmt: skip
+    return read_corrections(files, dataset)
 
 
 def _mined(
-    dataset: Dataset, run_file: Path, split: str, positives: Mapping[int, np.ndarray], answer_filter: bool
-) -> Pools:
+    dataset: Dataset, run_file: Path, split: str, positives: Mapping[int, np.ndarray], answer_filter: bool,
+    corrections: Corrections,
+) -> Pools:  # fmt: skip
     query_rows = np.array(sorted(positives), dtype=np.int64)
     query_ids = dataset.queries.ids(query_rows)
     answers = {int(r): dataset.answers.get(q, ()) for r, q in zip(query_rows, query_ids, strict=True)}
@@ -255,18 +273,19 @@ def _mined(
         raise InputError(f"{run_file} has no query of split {split}", where="--run", expected=expected, got=got)
     scores, rows = lists_of(run, dataset, query_ids)
     return pools_from_lists(
-        rows, scores, query_rows, positives, dataset.corpus.groups,
+        rows, scores, query_rows, positives, dataset.corpus.groups, known=corrections.rows("drop", dataset),
         answers=answers if answer_filter else None, passage_text=dataset.corpus.text, generation=run_file.name,
     )  # fmt: skip
 
 
-def _denoised(dataset: Dataset, pools: Pools, how: Denoising) -> Pools:
+def _denoised(dataset: Dataset, pools: Pools, how: Denoising, corrections: Corrections) -> Pools:
     model = load_ranker(how.ranker, trust_remote_code=how.trust_remote_code).to(choose_device().value)
     score = pair_scorer(dataset, model, autocast_type("auto"))
     candidates, heads = score(pools.pair_queries(), pools.candidates), score(pools.queries, pools.heads)
     return denoise(
         pools, candidates, heads,
         rule=how.rule, negative=how.negative, positive=how.positive, groups=dataset.corpus.groups,
+        sure_negatives=corrections.rows("keep", dataset),
     ).pools  # fmt: skip
 
 
@@ -363,8 +382,7 @@ def evaluate_pair(
     given = _candidates(candidates, dataset, ids) if candidates else None
     dtype, device = autocast_type(precision), choose_device().value
     second = load_ranker(ranker, trust_remote_code=trust_remote_code).to(device)
-    if second.new_head:
-        raise InputError("the ranker has no trained head", where=ranker, expected="a CrossEncoder with one logit")
+    _require_head(second, ranker)
     first = load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code).to(device)
     retrieved = _retrieve(dataset, first, chosen.rows, width, dtype)
     corpus = (dataset.corpus.text(row) for row in range(len(dataset.corpus)))
@@ -395,13 +413,82 @@ def _candidates(file: Path, dataset: Dataset, query_ids: Sequence[str]) -> Lists
 
 
 def _retrieve(dataset: Dataset, model: Retriever, rows: np.ndarray, k: int, dtype: torch.dtype | None) -> Lists:
+    queries, index = _indexed(dataset, model, dtype)
+    scores, found = index.search(queries[rows], k)
+    return scores * np.float32(model.scale), found
+
+
+def _indexed(dataset: Dataset, model: Retriever, dtype: torch.dtype | None) -> tuple[np.ndarray, Index]:
+    """All queries' embeddings, and an exact index of all passages."""
     cache = default_cache() / "tokens"
     budget = choose_tokens(0, model.device.type, 16384)
     store = model.tokenize(dataset.corpus, "passage", cache)
     passages = encode(model, store, "passage", token_budget=budget, dtype=dtype)
     queries = encode(model, model.tokenize(dataset.queries, "query", cache), "query", token_budget=budget, dtype=dtype)
-    scores, found = build_index(passages).search(queries[rows], k)
-    return scores * np.float32(model.scale), found
+    return queries, build_index(passages)
+
+
+def audit_to(
+    dataset: Dataset,
+    retriever: str,
+    ranker: str,
+    out: Path,
+    *,
+    lists: int,
+    depth: int,
+    mine_depth: int,
+    seed: int = 0,
+    corrections: Sequence[Path] = (),
+    precision: str = "auto",
+    pooling: str = "mean",
+    trust_remote_code: bool = False,
+) -> str:
+    """Mine the training queries with a retriever and let a ranker look for right answers among the negatives.
+
+    OUT (a new folder) gets audit.json and audit/pair.tsv.  -> what was found
+    """
+    require_unused(out)
+    corrected = read_corrections(corrections, dataset)
+    dataset = corrected.apply(dataset)
+    positives = positives_of(dataset.split(SPLIT), dataset.queries, dataset.corpus)
+    dtype, device = autocast_type(precision), choose_device().value
+    second = load_ranker(ranker, trust_remote_code=trust_remote_code).to(device)
+    _require_head(second, ranker)
+    first = load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code).to(device)
+    queries, index = _indexed(dataset, first, dtype)
+    rows = np.array(sorted(positives), dtype=np.int64)
+    pools = mine(
+        queries[rows], rows, positives, index, dataset.corpus.groups,
+        depth=max(mine_depth, depth), scale=first.scale, known=corrected.rows("drop", dataset), generation="pair",
+    )  # fmt: skip
+    found = audited(
+        pools, pair_scorer(dataset, second, dtype),
+        lists=lists, depth=depth, seed=seed, groups=dataset.corpus.groups, settled=corrected.rows("keep", dataset),
+    )  # fmt: skip
+    audits = Audits(RunDir(make_folder(out), Metrics(None)), dataset)
+    record = audits.add(pools.generation, found)
+    return "\n".join([_audit_text(record), *audits.sentences()])
+
+
+def _audit_text(record: Mapping[str, Any]) -> str:
+    """Counts by rule and the histogram, as tables."""
+    edges, bins = record["histogram"]["edges"], record["histogram"]
+    rows = [
+        [f"{low:.2f} .. {high:.2f}", positives, negatives]
+        for low, high, positives, negatives in zip(
+            edges[:-1], edges[1:], bins["positives"], bins["negatives"], strict=True
+        )
+    ]
+    return "\n\n".join([
+        table(list(record["counts"].items()), ["rule", "candidates dropped"]),
+        table(rows, ["ranker score", "labelled positives", "mined negatives"]),
+        f"median positive: {record['median_positive']:.4f}; {record['pairs_scored']} pairs scored",
+    ])  # fmt: skip
+
+
+def _require_head(model: Ranker, name: str) -> None:
+    if model.new_head:
+        raise InputError("the ranker has no trained head", where=name, expected="a CrossEncoder with one logit")
 
 
 def _require_unused(folder: Path) -> None:

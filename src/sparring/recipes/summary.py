@@ -106,7 +106,8 @@ def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str
         result_table(outcome.dev_rows, outcome.dev_tables, outcome.measures, markdown=markdown), "",
         f"{head}Test ({len(x.test.rows)} queries), read once, means with 95 % intervals", "",
         result_table(outcome.test_rows, outcome.test_tables, outcome.measures, markdown=markdown), "",
-        *(f"- {sentence}" for sentence in outcome.sentences()), "",
+        *(f"- {sentence}" for sentence in (*outcome.sentences(), *x.audits.sentences())),
+        *([f"- {x.corrections}"] if x.corrections.verdicts else []), "",
         f"{head}Training, means over the updates of each phase", "",
         training_table(x.run.metrics.records, markdown=markdown), "",
         "Query-passage forwards after the warm start: retriever {retriever_trained} trained; ranker {ranker_trained} "

@@ -16,6 +16,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sparring.config import build, parse_assignments, read_toml, to_toml
 from sparring.data import Dataset, default_cache, load
+from sparring.data.corrections import Corrections, read_corrections
 from sparring.distributed import (
     Choice,
     choose_device,
@@ -102,6 +103,7 @@ def train(
     recipe: str = "ar2",
     config: str | Path | Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
+    corrections: Sequence[str | Path] = (),
     cache: str | Path | None = None,
     command: str = "",
 ) -> Trained:
@@ -114,12 +116,16 @@ def train(
         out: a folder that does not exist or is empty; or a stopped run's with the same data, models and settings,
             which goes on where it stopped and ends as if it had not.
         config: a TOML file or nested tables; ``assignments`` (``key=value``) come after it.
+        corrections: audit tables with a person's verdicts on mined negatives (docs/audit.md).
         cache: where converted data and tokens are kept; default as `sparring.data.default_cache`.
 
     Raises: InputError before anything is written where possible.
     """
     objects = resolve_config(recipe, config, assignments)
-    x = set_up(data, retriever, ranker, out=out, recipe=recipe, objects=objects, cache=cache, command=command)
+    x = set_up(
+        data, retriever, ranker,
+        out=out, recipe=recipe, objects=objects, corrections=corrections, cache=cache, command=command,
+    )  # fmt: skip
     try:
         outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
         card = card_of(recipe, x.dataset, retriever, ranker, command)
@@ -139,6 +145,7 @@ def set_up(
     out: str | Path,
     recipe: str,
     objects: Mapping[str, Any],
+    corrections: Sequence[str | Path] = (),
     cache: str | Path | None = None,
     command: str = "",
     again: bool = False,
@@ -154,6 +161,8 @@ def set_up(
     check_measures(settings.measures, settings.search_depth)
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
+    corrected = read_corrections(corrections, dataset)
+    dataset = corrected.apply(dataset)
     splits = choose_splits(dataset, settings)
     require_pools(objects, len(dataset.corpus))
     device, precision, threads = choose_hardware(settings)
@@ -168,19 +177,22 @@ def set_up(
         on_main(lambda: make_folder(out), accelerator.device)
     held = None if again else hold(run.path, accelerator)
     journal = Journal(None if again else run.path, writes=rank() == 0)
-    begin(journal, run, recipe, objects, dataset, pair)
+    begin(journal, run, recipe, objects, dataset, corrected, pair)
     if settings.trackers:
         accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
         run.metrics.tracker = accelerator.log
     if rank() == 0 and not again and not (run.path / "environment.json").is_file():
         record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
+    if rank() == 0 and not again:
+        record_corrections(run, corrected)
     for model in pair:
         model.to(accelerator.device)
     tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
     feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
     return Experiment(
-        dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, journal=journal, held=held
-    )
+        dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, corrected,
+        journal=journal, held=held,
+    )  # fmt: skip
 
 
 def hold(folder: Path, accelerator: Accelerator) -> Lock | None:
@@ -196,6 +208,7 @@ def begin(
     recipe: str,
     objects: Mapping[str, Any],
     dataset: Dataset,
+    corrections: Corrections,
     pair: tuple[Retriever, Ranker],
 ) -> None:
     """The journal's first line, which says what the run is; a run that goes on must be the same."""
@@ -203,7 +216,8 @@ def begin(
         return
     facts: dict[str, Any] = {
         "config": {name: asdict(config) for name, config in objects.items()}, "data": dataset.fingerprint,
-        "retriever": pair[0].fingerprint(), "ranker": pair[1].fingerprint(), "version": versions()["sparring"],
+        "corrections": corrections.fingerprint(), "retriever": pair[0].fingerprint(),
+        "ranker": pair[1].fingerprint(), "version": versions()["sparring"],
     }  # fmt: skip
     facts = json.loads(json.dumps(facts))
     first = journal.entries[0] if journal.entries else None
@@ -334,6 +348,14 @@ def record_start(
             "scoring": {"similarity": pair[0].similarity, "scale": pair[0].scale},
         },
     )  # fmt: skip
+
+
+def record_corrections(run: RunDir, corrections: Corrections) -> None:
+    """The verdicts that a run was given, as one table that can be given again; nothing where there are none."""
+    if corrections.verdicts:
+        logger.info("%s", corrections)
+        run.metrics.write("corrections", **corrections.counts())
+        corrections.write(run.path / "corrections.tsv")
 
 
 def write_results(x: Experiment, outcome: Outcome) -> None:

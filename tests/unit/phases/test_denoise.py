@@ -93,3 +93,18 @@ def test_bad_input() -> None:
         denoise(pools(), SCORES[:-1], HEADS)
     with pytest.raises(InputError, match="NaN"):
         denoise(pools(), np.full(10, np.nan), HEADS)
+
+
+def test_sure_negatives_stay_whatever_the_ranker_says() -> None:
+    """Query 7: passage 10 (.95) would be promoted, 12 (.5) dropped as uncertain. Query 8's passage 10 is not meant."""
+    found = denoise(pools(), SCORES, HEADS, sure_negatives={7: np.array([10, 12, 99]), 3: np.array([20])})
+    assert lists_of(found.pools) == [(7, 0, [10, 11, 12, 13]), (7, 1, [10, 11, 12, 13]), (8, 2, [10])]
+    assert found.counts == {"negatives kept": 5, "uncertain dropped": 1, "promoted": 0}
+
+
+def test_sure_negatives_are_meant_with_equal_texts() -> None:
+    """Passage 99 has the text of passage 10, which the ranker would promote."""
+    groups = np.arange(100)
+    groups[99] = 10
+    found = denoise(pools(), SCORES, HEADS, groups=groups, sure_negatives={7: np.array([99])})
+    assert lists_of(found.pools) == [(7, 0, [10, 11, 13]), (7, 1, [10, 11, 13]), (8, 2, [10])]

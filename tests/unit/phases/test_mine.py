@@ -66,6 +66,7 @@ def test_other_known_passages_are_removed_but_head_no_list() -> None:
     pools = mine(*args, depth=5, known={4: [1], 9: [2]})
     assert pools.heads.tolist() == [0]
     assert pools.pool(0).tolist() == [2, 3]  # row 4 has the text of row 1
+    assert pools.counts == {"known positives removed": 1, "excluded removed": 2, "positives retrieved": 1}
 
 
 def test_lists_of_another_searcher() -> None:
