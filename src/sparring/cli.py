@@ -204,7 +204,81 @@ def train(
         require_unused(out)
     dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
     with _stoppable(_command()):
-          result = run(
+        result = run(
+            dataset, retriever, ranker,
+            out=out, recipe=recipe, config=config, assignments=settings, corrections=corrections, command=_command(),
+        )  # fmt: skip
+    _show_run(result.path)
+    leave()
+
+
+@contextmanager
+def _stoppable(command: str) -> Iterator[None]:
+    """Say how a run that was interrupted goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped; all that is finished is kept. This goes on from there:\n  {command}", err=True)
+        sys.exit(130)
+
+
+def _show_run(path: Path) -> None:
+    from sparring.distributed import rank
+
+    if rank() == 0:
+        click.echo((path / "summary.md").read_text(encoding="utf-8"))
+        click.echo(f"Models: {path / 'retriever'} and {path / 'ranker'}")
+        click.echo(f"Report: {path / 'report.html'}")
+
+
+def _command() -> str:
+    return shlex.join(["sparring", *sys.argv[1:]])
+
+
+@main.command()
+@data_options()
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
+@click.option("--out", required=True, type=PATH, help="New folder, or a comparison's that is to go on.")
+@click.option(
+    "--recipes",
+    default="separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
+    show_default=True,
+    help="Arms, separated by commas; RECIPE:KEY=VALUE sets something for one arm alone.",
+)
+@click.option("--seeds", type=COUNT, default=5, show_default=True, help="Seeds, each with a warm start of its own.")
+@click.option(
+    "--budget", type=NUMBER, default=0,
+    help="Query-passage forwards that train each model of each arm after the warm start; default: as configured.",
+)  # fmt: skip
+@click.option("--trials", type=COUNT, default=3, show_default=True, help="Learning rates every arm tries on dev.")
+@click.option("--baseline", default="", help="Arm the others are tested against; default: separate, or the first.")
+@click.option("--config", type=PATH, help="TOML file; may hold a section for every recipe.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
+@_corrections
+@_trust
+def compare(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    retriever: str, ranker: str, out: Path, recipes: str, seeds: int, budget: int, trials: int, baseline: str,
+    config: Path | None, assignments: tuple[str, ...], layers: int | None, corrections: tuple[Path, ...],
+    trust_remote_code: bool,
+) -> None:  # fmt: skip
+    """Does joint training help you? Every recipe from the same warm start at one budget, tested over seeds.
+
+    The same command goes on where it stopped. Leaves OUT/comparison.md and .json, and the pair to ship in OUT/best.
+    """
+    from sparring.recipes.arms import parse_arms
+    from sparring.recipes.compare import compare as run
+    from sparring.recipes.train import resolve_config
+
+    settings = [*assignments, *([f"run.layers={layers}"] if layers is not None else [])]
+    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
+    settings += ["run.titles=false"] if no_titles else []
+    resolved = resolve_config(parse_arms(recipes)[0].recipe, config, settings)
+    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
+    with _stoppable(_command()):
+        result = run(
             dataset, retriever, ranker, out=out, recipes=recipes, seeds=seeds, budget=budget, trials=trials,
             baseline=baseline, config=config, assignments=settings, corrections=corrections, command=_command(),
         )  # fmt: skip

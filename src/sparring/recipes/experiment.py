@@ -413,6 +413,7 @@ class Experiment:
                 save_model(model, str(aside))
                 aside.replace(folder / f"{kind}.safetensors")
         self.accelerator.wait_for_everyone()
+        self.kept.pop(name, None)
         if self.journal.folder is not None:
             self.kept[name] = {kind: digest(folder / f"{kind}.safetensors") for kind in self._models()}
         self.done("keep", name, sha256=self.kept.get(name))
