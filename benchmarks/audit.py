@@ -1,7 +1,7 @@
 """Does the negative audit find planted unlabelled positives, and does training on the corrected labels help?
 
-    python benchmarks/audit.py --out runs/audit                       # seeds 3, 4, 5; some minutes a seed on two cores
-    python benchmarks/audit.py --out runs/audit --seeds 3 4 5 6 7     # seeds that are in OUT already are read
+    python benchmarks/audit.py --out runs/audit                       # seeds 3, 4, 5, 6; minutes a seed
+    python benchmarks/audit.py --out runs/audit --seeds 3 4 5 6 7     # a seed in OUT is read
     python benchmarks/audit.py --out runs/audit --share 1 --mine-depth 10 --steps 150    # another design
 
 A seed draws a synthetic help desk (`planted.py`), a tiny random encoder and everything else. One run trains on the
@@ -271,7 +271,7 @@ def designed(recipe: str, mine_depth: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Parse and go."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5, 6])
     parser.add_argument("--recipe", choices=["separate", "ar2", "rocketqav2"], default="separate")
     parser.add_argument("--share", type=float, default=World().share, help="needs that more than one passage answers")
     parser.add_argument("--mine-depth", type=int, default=20, help="passages that negatives are drawn from: 7 a list")
