@@ -128,12 +128,16 @@ def test_the_shipped_pair_is_two_plain_folders(whole: tuple[Path, Comparison]) -
     assert told["command"] == "a command"
     assert told["verdict"]["ship"]["arm"] == shipped.arm.name
     assert (out / "comparison.md").read_text() == result.text(markdown=True)
+    for page in (out / "report.html", out / "seed-0" / "ar2" / "report.html"):
+        assert "<html" in page.read_text()[:200]
+    assert all(sentence.split(":")[0] in (out / "report.html").read_text() for sentence in result.sentences[:1])
 
 
 @pytest.fixture
 def unshipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the export out, which takes longer than the training here."""
+    """Leave the export and the pages out, which take longer than the training here."""
     monkeypatch.setattr(module, "ship", lambda *_: None)
+    monkeypatch.setattr(module, "write_report", lambda *_: None)
 
 
 class Stop(Exception):

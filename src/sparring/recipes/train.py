@@ -236,6 +236,8 @@ def begin(
     if rank() == 0:
         run.go_on(newest["metrics"] if journal.inside else journal.entries[-1]["metrics"])
     run.metrics.muted = journal.recorded
+    for half_written in run.path.rglob("*.part") if rank() == 0 else ():
+        half_written.unlink()
     journal.passed("begin", recipe)
     logger.info("%s: goes on after %s %s", run.path, journal.entries[-1]["kind"], journal.entries[-1]["name"])
 
