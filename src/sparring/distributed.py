@@ -142,11 +142,11 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 def on_main(function: Callable[[], object], device: torch.device) -> None:
     """Call ``function`` in the main process and wait for it everywhere; if it fails, every process raises."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     if rank() == 0:
         try:
             function()
-        except Exception as error:
+        except BaseException as error:
             failure = error
     if any_process(failure is not None, device):
         raise failure if failure is not None else InputError("the main process failed", fix="see its message")

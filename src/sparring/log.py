@@ -20,6 +20,8 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from sparring.types import InputError
+
 logger = logging.getLogger("sparring")
 
 
@@ -97,6 +99,13 @@ class Metrics:
     def go_on(self, size: int) -> None:
         """Take an earlier part of the run over: the first ``size`` bytes of the file; the rest is cut off."""
         assert self.path is not None
+        if self.size() < size:
+            raise InputError(
+                "the metrics of the stopped run are missing or damaged", where=str(self.path),
+                expected=f"{size} bytes or more", got=f"{self.size()} bytes",
+                fix="this run cannot go on: begin again with another --out",
+            )  # fmt: skip
+        self.path.touch()
         with self.path.open("r+b") as file:
             file.truncate(size)
         self.records = read_metrics(self.path)

@@ -96,9 +96,11 @@ class Stop:
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        if self.asked and kind is None:  # asked after the last update
+            raise KeyboardInterrupt
 
     def _ask(self, *_: object) -> None:
         if self.asked:
@@ -122,12 +124,15 @@ class Lock:
         self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.close()
             raise InputError(
                 "another process is working on this run folder", where=str(folder), expected="one process a folder",
                 fix="wait for it, or choose another --out",
             ) from None  # fmt: skip
+        except OSError as error:
+            self.close()
+            logger.warning("%s: this file system has no locks (%s): nothing is held", folder, error)
 
     def close(self) -> None:
         """Give the folder free."""

@@ -98,6 +98,13 @@ def plant(point: str, number: int) -> None:
         raise ValueError(point)
 
 
+def save_weights(retriever: Any, ranker: Any, folder: Path, **_: Any) -> None:
+    """In place of the export, which takes longer than these runs."""
+    for name, model in (("retriever", retriever), ("ranker", ranker)):
+        (folder / name).mkdir()
+        torch.save(model.state_dict(), folder / name / "weights.pt")
+
+
 def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
     """A child that runs ``train``; its process id."""
     child = os.fork()
@@ -109,10 +116,7 @@ def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
         if not job.get("exports"):  # the page is made of the folder alone, in seconds
             at: Any = sparring.recipes.train
             at.write_report = lambda _: None
-            at.export = lambda retriever, ranker, folder, **_: [
-                (folder / name).mkdir() or torch.save(model.state_dict(), folder / name / "weights.pt")
-                for name, model in (("retriever", retriever), ("ranker", ranker))
-            ]
+            at.export = save_weights
         if point:
             plant(*point)
         train(**job["arguments"], out=out)

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from test_train import CONFIG
 
+from sparring.phases.fit import NotFinite
 from sparring.recipes import compare as module
 from sparring.recipes.compare import compare
 from sparring.recipes.comparison import Comparison
 from sparring.recipes.store import load_rows
+from sparring.rundir import Lock
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow
@@ -119,9 +121,9 @@ def test_the_shipped_pair_is_two_plain_folders(whole: tuple[Path, Comparison]) -
     kept = out / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
     exported = load_file(out / "best" / "retriever" / "model.safetensors")
     trained = load_file(kept / "retriever.safetensors")
-    assert any(
-        tuple(a.shape) == tuple(b.shape) and bool((a == b).all()) for a in exported.values() for b in trained.values()
-    )
+    for key, value in exported.items():
+        (twin,) = (v for k, v in trained.items() if k == key or k.endswith("." + key))
+        assert bool((twin == value).all()), key
     assert retriever.encode(["password reset"]).shape == (1, 32)
     assert ranker.predict([("password reset", "reset a user")]).shape == (1,)
     told = json.loads((out / "comparison.json").read_text())
@@ -221,6 +223,8 @@ def test_other_settings_are_refused_by_name(
     ("changed", "named"),
     [({"recipes": "separate,ar3"}, "--recipes"), ({"seeds": 0}, "--seeds"), ({"trials": 6}, "--trials"),
      ({"budget": -1}, "--budget"), ({"budget": 100}, "--budget"), ({"baseline": "ar2:x"}, "--baseline"),
+     ({"retriever": "no/such/folder"}, "no/such/folder"), ({"assignments": ["run.test_split=dev"]}, "split"),
+     ({"assignments": ["run.measures=['RR@10','R@500']"]}, "R@500"), ({"assignments": ["ar2.negatives=31"]}, "negatives"),
      ({"assignments": ["ar2.adv=1"]}, "adv"), ({"recipes": "ar2:adv_lambda=2"}, "adv_lambda")],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_written(
@@ -230,6 +234,39 @@ def test_bad_arguments_are_refused_before_anything_is_written(
         compare(**{**start, **changed}, out=tmp_path / "new")
     assert named in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_second_process_on_a_comparison_is_refused(whole: tuple[Path, Comparison], start: dict[str, Any]) -> None:
+    held = Lock(whole[0])
+    with pytest.raises(InputError, match="another process"):
+        compare(**start, out=whole[0])
+    held.close()
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        compare(**start, out=tmp_path / "new")
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_a_learning_rate_that_diverges_is_not_taken(
+    start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.contend
+
+    def diverge(x: Any, recipe: str, config: Any, baselines: Any) -> None:
+        if config.retriever_lr == 1e-3:
+            raise NotFinite("the loss is not finite")
+        real(x, recipe, config, baselines)
+
+    monkeypatch.setattr(module, "contend", diverge)
+    result = compare(**{**start, "recipes": "separate", "seeds": 1}, out=tmp_path / "new")
+    assert [trial["dev"] is None for trial in result.evidence.tuning["separate"]] == [True, False]
+    assert result.result("separate").factor == 0.5
+    assert "diverged" in result.text()
 
 
 def test_a_folder_with_other_files_is_refused(start: dict[str, Any], tmp_path: Path) -> None:

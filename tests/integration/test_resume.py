@@ -6,6 +6,8 @@ Long form: ``make test ARGS="tests/integration/test_resume.py --kills 200"``.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from cli_fixtures import write_toy
+from kill_worker import save_weights
 from test_train import CONFIG
 
+from sparring.recipes import train as train_module
 from sparring.recipes.experiment import Experiment, Progressed
 from sparring.recipes.train import train
-from sparring.rundir import Lock
+from sparring.rundir import Lock, Stop
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow
@@ -203,11 +207,10 @@ def test_a_second_process_on_a_run_folder_is_refused(stopped: Path, start: dict[
     held.close()
 
 
-def test_ctrl_c_ends_the_update_and_the_same_command_goes_on(start: dict[str, Any], tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_update_and_the_same_command_goes_on(
+    killed: dict[str, Any], start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first Ctrl-C comes in the middle of an update of the retriever's first turn."""
-    import os
-    import signal
-
     from sparring.phases.fit import Scorer
 
     real, calls = Scorer.retriever, iter(range(100))
@@ -221,8 +224,28 @@ def test_ctrl_c_ends_the_update_and_the_same_command_goes_on(start: dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "retriever", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(**{**start, "assignments": ["run.checkpoint_seconds=1000"]}, out=out)
+            train(**start, out=out)
     facts = json.loads((out / "checkpoint" / "checkpoint.json").read_text())["facts"]
     steps = [r for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "step"]
     assert facts["done"] == steps[-1]["step"] + 1, "the update that was under way is finished and kept"
     assert np.isfinite(list(facts["sums"].values())).all()
+    at: Any = train_module
+    monkeypatch.setattr(at, "export", save_weights)
+    monkeypatch.setattr(at, "write_report", lambda _: None)
+    train(**start, out=out)
+    assert_same(out, killed["whole"]["folder"])
+
+
+def interrupted(times: int) -> list[bool]:
+    """What `Stop` said after each Ctrl-C."""
+    told = []
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:  # noqa: PT012
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append(stop.asked)
+    return told
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    assert interrupted(1) == [True], "raised at the end: there was no update left to end"
+    assert interrupted(3) == [True], "the second one was raised where it came"

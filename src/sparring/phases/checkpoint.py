@@ -80,6 +80,11 @@ class Checkpoint:
 
         Raises: InputError when the file is missing or damaged, or is of other models.
         """
+        if not self.note.is_file():
+            raise InputError(
+                "the checkpoint is missing or damaged", where=str(self.note), expected="the file as it was written",
+                fix="this run cannot go on: begin again with another --out",
+            )  # fmt: skip
         content = json.loads(self.note.read_text(encoding="utf-8"))
         path = self.folder / content["file"]
         if not path.is_file() or _digest(path) != content["sha256"]:

@@ -411,9 +411,13 @@ def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
     return quiet() if quiet is not None else ExitStack()
 
 
-def _not_finite(step: Step, output: StepOutput, queries: list[str]) -> InputError:
+class NotFinite(InputError):
+    """A loss that is no number: the training diverged, or a text broke it."""
+
+
+def _not_finite(step: Step, output: StepOutput, queries: list[str]) -> NotFinite:
     terms = ", ".join(f"{name}={float(value):g}" for name, value in output.parts.items())
-    return InputError(
+    return NotFinite(
         "the loss is not finite",
         where=f"step {step.name!r}, queries {', '.join(queries)}",
         expected="a finite number",

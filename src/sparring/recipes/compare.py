@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,15 @@ from typing import Any
 from safetensors.torch import load_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from sparring import __version__
 from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import processes
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
-from sparring.phases.evaluate import Table
+from sparring.phases.evaluate import Table, check_measures
 from sparring.phases.export import export
+from sparring.phases.fit import NotFinite
 from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_forwards, with_rates
 from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
@@ -35,10 +38,18 @@ from sparring.recipes.experiment import Experiment
 from sparring.recipes.journal import Journal, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
-from sparring.recipes.train import card_of, load_pair, require_pools, resolve_config, set_up, write_results
+from sparring.recipes.train import (
+    card_of,
+    choose_splits,
+    load_pair,
+    require_pools,
+    resolve_config,
+    set_up,
+    write_results,
+)
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL
+from sparring.rundir import JOURNAL, LOCK, Lock
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -103,13 +114,30 @@ def compare(
     Raises: InputError for unknown arms, a budget that an arm cannot meet, a folder of another comparison.
     """
     plan = make_plan(recipes, seeds, budget, trials, baseline, config, assignments)
-    if processes() > 1:
-        raise InputError("a comparison runs in one process", where="compare", expected="1", got=str(processes()))
+    require_one_process()
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=plan.run.titles)
     materials = Materials(dataset, retriever, ranker, corrections, place, command)
     folder = Path(out)
-    claim(folder, plan, materials)
+    held = claim(folder, plan, materials)
+    try:
+        return _compare(folder, plan, materials)
+    finally:
+        held.close()
+
+
+def require_one_process() -> None:
+    """InputError under a launcher of several processes, whose group need not exist yet."""
+    count = max(processes(), int(os.environ.get("WORLD_SIZE") or 1))
+    if count > 1:
+        raise InputError(
+            "a comparison runs in one process", where="compare", expected="1 process", got=str(count),
+            fix="start it without a launcher",
+        )  # fmt: skip
+
+
+def _compare(folder: Path, plan: Plan, materials: Materials) -> Comparison:
+    command = materials.command
     factors = {arm.name: 1.0 for arm in plan.arms}
     for seed in plan.seeds:
         session = Seed(folder / f"seed-{seed}", replace(plan.run, seed=seed), plan, materials)
@@ -158,12 +186,17 @@ def make_plan(
     )  # fmt: skip
 
 
-def claim(folder: Path, plan: Plan, materials: Materials) -> None:
-    """Make the folder, or check that it is this comparison's: what all arms and seeds share must be the same."""
+def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
+    """Make the folder, or check that it is this comparison's: what all arms and seeds share must be the same.
+
+    -> the folder's lock, held for this process
+    """
     run = {**asdict(plan.run), "seed": plan.seeds[0]}
     named = {"retriever": _named(materials.retriever), "ranker": _named(materials.ranker)}
     verdicts = read_corrections(materials.corrections, materials.dataset).fingerprint()
+    models = fingerprints(plan, materials)
     shared = {"data": materials.dataset.fingerprint, "corrections": verdicts, **named, "trials": plan.trials}
+    shared |= {"models": models, "version": __version__}
     shared = json.loads(json.dumps({**shared, "run": run, "warmup": asdict(plan.warmup)}))
     file = folder / "shared.json"
     if file.is_file():
@@ -174,19 +207,32 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> None:
                 expected="the same ones", got="; ".join(differences(found, shared)),
                 fix="take them again, or choose another --out",
             )  # fmt: skip
-        return
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        return Lock(folder)
+    if folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())):
         raise InputError(
             "the output folder is already used", where=str(folder), expected="a new folder, or a comparison's",
             fix="choose another --out; nothing was overwritten",
         )  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = Lock(folder)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(shared, indent=1), encoding="utf-8")
         part.replace(file)
     except OSError as error:
         raise InputError("the output folder cannot be written", where=str(folder), got=str(error)) from None
+    return held
+
+
+def fingerprints(plan: Plan, materials: Materials) -> dict[str, str]:
+    """Of both models as configured, once everything has been tried that a first seed would stumble over."""
+    check_measures(plan.run.measures, plan.run.search_depth)
+    choose_splits(materials.dataset, plan.run)
+    objects = {"run": plan.run, "warmup": plan.warmup}
+    for arm in plan.arms:
+        require_pools({**objects, arm.recipe: plan.configs[arm.name]}, len(materials.dataset.corpus))
+    retriever, ranker = load_pair(_copy(materials.retriever), _copy(materials.ranker), plan.run)
+    return {"retriever": retriever.fingerprint(), "ranker": ranker.fingerprint()}
 
 
 def _named(model: object) -> str:
@@ -216,8 +262,6 @@ class Seed:
             logger.warning("%s: the warm start was not finished: it is made again", shared)
             shutil.rmtree(shared)
         objects = {"run": self.run, "warmup": self.plan.warmup}
-        for arm in self.plan.arms:
-            require_pools({**objects, arm.recipe: self.plan.configs[arm.name]}, len(m.dataset.corpus))
         again = done.exists()
         x = set_up(
             m.dataset, _copy(m.retriever), _copy(m.ranker), out=shared, recipe="warmup", objects=objects,
@@ -263,7 +307,7 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
     file = folder / f"{arm.folder}.json"
     base = session.plan.configs[arm.name]
     settings = json.loads(json.dumps(asdict(base)))
-    tried: list[dict[str, float]] = []
+    tried: list[dict[str, Any]] = []
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
         _require_same(file, found["settings"], settings)
@@ -271,15 +315,25 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
     for factor in FACTORS[len(tried) : session.plan.trials]:
         x, baselines = session.branch(folder / f"{arm.folder}-{factor:g}")
         logger.info("%s: learning rates x %g, on dev", arm.name, factor)
-        contend(x, arm.recipe, with_rates(base, factor), baselines)
-        assert x.best is not None
-        tried.append({"factor": factor, "dev": x.best[1]})
+        try:
+            contend(x, arm.recipe, with_rates(base, factor), baselines)
+            assert x.best is not None
+            tried.append({"factor": factor, "dev": x.best[1]})
+        except NotFinite as error:
+            logger.warning("%s: learning rates x %g diverge: %s", arm.name, factor, error)
+            tried.append({"factor": factor, "dev": None})
         x.release()
         shutil.rmtree(x.run.path)
         part = file.with_suffix(".part")
         part.write_text(json.dumps({"settings": settings, "tried": tried}, indent=1), encoding="utf-8")
         part.replace(file)
-    return float(max(tried, key=lambda trial: trial["dev"])["factor"])
+    whole = [trial for trial in tried if trial["dev"] is not None]
+    if not whole:
+        raise InputError(
+            f"every learning rate of {arm.name} diverges", where=arm.recipe, got=f"{len(tried)} trials",
+            expected="a finite loss", fix="lower retriever_lr and ranker_lr",
+        )  # fmt: skip
+    return float(max(whole, key=lambda trial: trial["dev"])["factor"])
 
 
 def _require_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -319,8 +373,8 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     }  # fmt: skip
     shutil.rmtree(folder / "index", ignore_errors=True)
     release_memory()
-    save_rows(done, rows, facts)
     write_report(folder)
+    save_rows(done, rows, facts)
 
 
 def gather(folder: Path, plan: Plan, command: str) -> Evidence:

@@ -116,6 +116,11 @@ class ArmResult:
     settings: Mapping[str, Any]
 
 
+def is_joint(result: ArmResult) -> bool:
+    """Whether a model learns from the other while both change; `static` freezes the ranker."""
+    return result.arm.recipe in JOINT and not result.settings.get("static", False)
+
+
 @dataclass(frozen=True)
 class Shipped:
     """The pair to ship: chosen on dev alone, first the arm (mean over seeds), then its best seed."""
@@ -166,15 +171,15 @@ class Comparison:
         after = self.result(shipped.arm.name).cells[CASCADE][measure].estimate
         before = self.references["warm start"][CASCADE][measure].estimate
         return (
-            f"Ship the pair of {shipped.arm.name}, seed {shipped.seed}: the best on dev. On test its cascade has "
-            f"{measure} {after.mean:.3f} [{after.low:.3f}, {after.high:.3f}] over {len(self.evidence.seeds)} seed(s), "
-            f"from {before.mean:.3f} at the shared warm start."
+            f"Ship the pair of {shipped.arm.name}, seed {shipped.seed}: the best on dev. On test the cascade of "
+            f"{shipped.arm.name} has {measure} {after.mean:.3f} [{after.low:.3f}, {after.high:.3f}], the mean of "
+            f"{len(self.evidence.seeds)} seed(s), from {before.mean:.3f} at the shared warm start."
         )
 
     def _joint(self) -> list[str]:
         baseline = self.evidence.baseline
-        joint = [r for r in self.results if r.arm.recipe in JOINT and r.arm.name != baseline]
-        if not joint or self.result(baseline).arm.recipe in JOINT:
+        joint = [r for r in self.results if is_joint(r) and r.arm.name != baseline]
+        if not joint or is_joint(self.result(baseline)):
             return ["Whether joint training earns its cost was not asked: that takes a joint arm and a separate one."]
         best = max(joint, key=lambda result: float(np.mean(result.dev)))
         test, cost = self.test(best.arm.name, baseline), best.seconds / self.result(baseline).seconds
@@ -194,18 +199,19 @@ class Comparison:
         own, measure = self.test(self.shipped.arm.name, self.shipped.arm.name), self.evidence.measure
         alone, both = (cells[row][measure].estimate.mean for row in (RETRIEVER, CASCADE))
         if own.p_randomisation >= ALPHA:
-            return [f"Its ranker does NOT improve on its own retriever ({measure} {alone:.3f} -> {both:.3f})."]
+            numbers = f"{measure} {alone:.3f} -> {both:.3f}, mean of the seeds"
+            return [f"Its ranker does NOT improve on its own retriever ({numbers})."]
         word = "improves on its own retriever" if own.difference > 0 else "HURTS its own retriever: use that alone"
-        return [f"Its ranker {word} ({measure} {alone:.3f} -> {both:.3f}, p = {own.p_randomisation:.4f})."]
+        numbers = f"{measure} {alone:.3f} -> {both:.3f}, mean of the seeds, p = {own.p_randomisation:.4f}"
+        return [f"Its ranker {word} ({numbers})."]
 
     def text(self, *, markdown: bool = False) -> str:
         """The table, the tests and the sentences."""
         measure = self.evidence.measure
         rows: list[list[str]] = []
         for name, cells in self.references.items():
-            shown = [cells[row] for row in ROWS] if CASCADE in cells else list(cells.values())
-            row = [name, *(str(cell[measure]) for cell in shown)]
-            rows.append(row + [""] * (9 - len(row)))
+            placed = cells if CASCADE in cells else {_place(name): cell for cell in cells.values()}
+            rows.append([name, *(str(placed[row][measure]) if row in placed else "" for row in ROWS), *[""] * 5])
         for result in self.results:
             counts = result.forwards
             rows.append([
@@ -239,8 +245,10 @@ class Comparison:
     def _tuning(self, markdown: bool) -> str:
         tried = self.evidence.tuning
         factors = [trial["factor"] for trial in next(iter(tried.values()))]
-        rows = [[name, *(f"{trial['dev']:.4f}" for trial in trials), f"x {self.result(name).factor:g}"]
-                for name, trials in tried.items()]  # fmt: skip
+        rows = [
+            [name, *("diverged" if t["dev"] is None else f"{t['dev']:.4f}" for t in trials),
+             f"x {self.result(name).factor:g}"] for name, trials in tried.items()
+        ]  # fmt: skip
         return table(rows, ["arm", *(f"x {factor:g}" for factor in factors), "taken"], markdown=markdown)
 
     def to_dict(self) -> dict[str, Any]:
@@ -273,6 +281,11 @@ class Comparison:
                 "sentences": self.sentences,
             },
         }  # fmt: skip
+
+
+def _place(name: str) -> str:
+    """The column of a reference that has one row: a cascade's, or the ranking that a retriever or BM25 gives."""
+    return CASCADE if name.endswith(CASCADE) else RETRIEVER
 
 
 def _plain(cells: Cells) -> dict[str, dict[str, Any]]:

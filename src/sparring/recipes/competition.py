@@ -99,6 +99,7 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
         baselines.runs.update(warm.runs)
     else:
         x.write_runs(f"{x.test.name}-warm start", baselines.runs)
+        lists_row(x, x.test, "BM25", baselines.bm25)
     tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
     x.restore("best")

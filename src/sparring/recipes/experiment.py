@@ -9,6 +9,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_model, save_model
 
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
-from sparring.distributed import choose_tokens, rank
+from sparring.distributed import any_process, choose_tokens, rank
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
@@ -189,12 +190,12 @@ class Experiment:
         found = report(pools, negatives)
         if found.short:
             logger.warning("%s: %s", name, found)
-        with Stop() as stop:
+        with Stop() if self.journal.folder is not None else nullcontext() as stop:
             means = self.run.phase(
                 name, fit, self._team, scorer, step, sampler.batch,
                 steps=steps, batch=batch, accumulate=accumulate, label=name, metrics=self.run.metrics,
                 names=self.query_ids, seed=seed,
-                progressed=Progressed(self, steps, stop) if self.journal.folder is not None else None,
+                progressed=Progressed(self, steps, stop) if stop is not None else None,
             )  # fmt: skip
         self.run.metrics.write(
             "fit", phase=name, steps=steps, queries_per_step=batch, passages_per_list=1 + negatives,
@@ -491,12 +492,13 @@ class Progressed:
 
     def ended(self, done: int, sums: Mapping[str, float]) -> None:
         """A checkpoint at the phase's end, when it is time for one, and before a stop that was asked for."""
-        if done < self.steps and not self.store.due() and not self.stop.asked:
+        asked = any_process(self.stop.asked, self.x.accelerator.device)
+        if done < self.steps and not self.store.due() and not asked:
             return
         facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums)}
         facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.size()}
         self.store.save(self.x.trainees, facts)
-        if self.stop.asked:
+        if asked:
             raise KeyboardInterrupt
 
 

@@ -37,7 +37,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, *, writes: bool = True) -> None:
         self.folder, self.writes, self.position, self.inside = folder, writes, 0, False
-        self.entries: list[Entry] = _read(folder / JOURNAL) if folder is not None else []
+        self.entries: list[Entry] = _read(folder / JOURNAL, repair=writes) if folder is not None else []
 
     @property
     def replaying(self) -> bool:
@@ -109,16 +109,22 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> list[Entry]:
+def _read(path: Path, *, repair: bool) -> list[Entry]:
     """Whole lines only: a last one that was cut off is an operation that did not end, and is removed."""
     if not path.is_file():
         return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
+    if len(whole) < len(text) and repair:
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    try:
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
+    except ValueError as error:
+        raise InputError(
+            "the journal of the stopped run is damaged", where=str(path), got=str(error),
+            fix="this run cannot go on: begin again with another --out",
+        ) from None  # fmt: skip
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

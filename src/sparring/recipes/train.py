@@ -25,6 +25,7 @@ from sparring.distributed import (
     choose_tokens,
     make_accelerator,
     on_main,
+    processes,
     rank,
 )
 from sparring.log import Metrics, read_metrics
@@ -176,23 +177,32 @@ def set_up(
     elif not goes_on:
         on_main(lambda: make_folder(out), accelerator.device)
     held = None if again else hold(run.path, accelerator)
-    journal = Journal(None if again else run.path, writes=rank() == 0)
-    begin(journal, run, recipe, objects, dataset, corrected, pair)
-    if settings.trackers:
-        accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
-        run.metrics.tracker = accelerator.log
-    if rank() == 0 and not again and not (run.path / "environment.json").is_file():
-        record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
-    if rank() == 0 and not again:
-        record_corrections(run, corrected)
-    for model in pair:
-        model.to(accelerator.device)
-    tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
-    feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
-    return Experiment(
-        dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, corrected,
-        journal=journal, held=held,
-    )  # fmt: skip
+    try:
+        if goes_on and not unfinished(out):  # another process ended it while this one was loading
+            require_unused(Path(out))
+        journal = Journal(None if again else run.path, writes=rank() == 0)
+        accelerator.wait_for_everyone()
+        place_of_work = {"device": device.value, "precision": precision.value, "processes": processes()}
+        begin(journal, run, recipe, objects, dataset, corrected, pair, place_of_work)
+        if settings.trackers:
+            accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
+            run.metrics.tracker = accelerator.log
+        if rank() == 0 and not again and not (run.path / "environment.json").is_file():
+            record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
+        if rank() == 0 and not again:
+            record_corrections(run, corrected)
+        for model in pair:
+            model.to(accelerator.device)
+        tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
+        feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
+        return Experiment(
+            dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, corrected,
+            journal=journal, held=held,
+        )  # fmt: skip
+    except BaseException:
+        if held is not None:
+            held.close()
+        raise
 
 
 def hold(folder: Path, accelerator: Accelerator) -> Lock | None:
@@ -210,6 +220,7 @@ def begin(
     dataset: Dataset,
     corrections: Corrections,
     pair: tuple[Retriever, Ranker],
+    hardware: Mapping[str, Any],
 ) -> None:
     """The journal's first line, which says what the run is; a run that goes on must be the same."""
     if journal.folder is None:
@@ -217,7 +228,7 @@ def begin(
     facts: dict[str, Any] = {
         "config": {name: asdict(config) for name, config in objects.items()}, "data": dataset.fingerprint,
         "corrections": corrections.fingerprint(), "retriever": pair[0].fingerprint(),
-        "ranker": pair[1].fingerprint(), "version": versions()["sparring"],
+        "ranker": pair[1].fingerprint(), "version": versions()["sparring"], **hardware,
     }  # fmt: skip
     facts = json.loads(json.dumps(facts))
     first = journal.entries[0] if journal.entries else None
@@ -379,8 +390,10 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
     write_report(x.run.path)
+    for name in ("index", "checkpoint"):  # a run that goes on from here needs neither: all its training is done
+        shutil.rmtree(x.run.path / name, ignore_errors=True)
     (x.run.path / JOURNAL).unlink()  # from here on the run is finished
-    for name in ("states", "index", "journal", "checkpoint"):
+    for name in ("states", "journal"):
         shutil.rmtree(x.run.path / name, ignore_errors=True)
     (x.run.path / LOCK).unlink(missing_ok=True)
 
