@@ -224,7 +224,8 @@ def test_other_settings_are_refused_by_name(
     [({"recipes": "separate,ar3"}, "--recipes"), ({"seeds": 0}, "--seeds"), ({"trials": 6}, "--trials"),
      ({"budget": -1}, "--budget"), ({"budget": 100}, "--budget"), ({"baseline": "ar2:x"}, "--baseline"),
      ({"retriever": "no/such/folder"}, "no/such/folder"), ({"assignments": ["run.test_split=dev"]}, "split"),
-     ({"assignments": ["run.measures=['RR@10','R@500']"]}, "R@500"), ({"assignments": ["ar2.negatives=31"]}, "negatives"),
+     ({"assignments": ["run.measures=['RR@10','R@500']"]}, "R@500"),
+     ({"assignments": ["ar2.negatives=31"], "budget": 512}, "negatives"),
      ({"assignments": ["ar2.adv=1"]}, "adv"), ({"recipes": "ar2:adv_lambda=2"}, "adv_lambda")],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_written(
