@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sparring.phases.denoise import DEFAULTS
+from sparring.recipes.settings import DEFAULT_ARMS
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _command() -> str:
 @click.option("--out", required=True, type=PATH, help="New folder, or a comparison's that is to go on.")
 @click.option(
     "--recipes",
-    default="separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
+    default=DEFAULT_ARMS,
     show_default=True,
     help="Arms, separated by commas; RECIPE:KEY=VALUE sets something for one arm alone.",
 )

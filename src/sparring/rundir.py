@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from sparring import files
 from sparring.log import Metrics, peak_memory_bytes, release_memory
 from sparring.types import InputError
 
@@ -72,16 +72,11 @@ class RunDir:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file aside and rename it into place."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(target.name + ".part")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, target)
-        return target
+        return files.write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file aside and rename it into place."""
-        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        return files.write_json(self.path / name, value)
 
 
 class Stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparring.files import sha256
 from sparring.types import InputError
 
 TIMEOUT = 900
@@ -24,12 +24,6 @@ class Wheel:
     requirement: str
     file: str
     sha256: str
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:

@@ -5,7 +5,6 @@ Dropout's random state is not among it: every update is seeded by its own number
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparring import files
 from sparring.phases.fit import Name, Trainee
 from sparring.types import InputError
 
@@ -61,18 +61,14 @@ class Checkpoint:
             groups = [{"lr": float(group["lr"])} for group in state["param_groups"]]
             states[name] = {"scheduler": scheduler, "groups": groups, "updates": trainee.updates}
         self.folder.mkdir(parents=True, exist_ok=True)
-        old = self._named()
         path = self.folder / f"checkpoint-{time.time_ns()}.safetensors"
         aside = path.with_suffix(".part")
         save_file({key: value.contiguous() for key, value in tensors.items()}, str(aside))
-        sha256 = _digest(aside)
+        sha256 = files.sha256(aside)
         os.replace(aside, path)
-        part = self.note.with_suffix(".part")
-        content = {"file": path.name, "sha256": sha256, "states": states, "facts": dict(facts)}
-        part.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(part, self.note)
+        files.write_json(self.note, {"file": path.name, "sha256": sha256, "states": states, "facts": dict(facts)})
         for leftover in self.folder.glob("checkpoint-*"):
-            if leftover.name != path.name and (leftover == old or leftover.suffix in (".part", ".safetensors")):
+            if leftover != path:
                 leftover.unlink()
 
     def load(self, team: Mapping[Name, Trainee]) -> dict[str, Any]:
@@ -80,14 +76,9 @@ class Checkpoint:
 
         Raises: InputError when the file is missing or damaged, or is of other models.
         """
-        if not self.note.is_file():
-            raise InputError(
-                "the checkpoint is missing or damaged", where=str(self.note), expected="the file as it was written",
-                fix="this run cannot go on: begin again with another --out",
-            )  # fmt: skip
-        content = json.loads(self.note.read_text(encoding="utf-8"))
-        path = self.folder / content["file"]
-        if not path.is_file() or _digest(path) != content["sha256"]:
+        content = json.loads(self.note.read_text(encoding="utf-8")) if self.note.is_file() else None
+        path = self.folder / content["file"] if content else self.note
+        if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
             raise InputError(
                 "the checkpoint is missing or damaged", where=str(path), expected="the file as it was written",
                 fix="this run cannot go on: begin again with another --out",
@@ -101,11 +92,6 @@ class Checkpoint:
                 slots.setdefault(int(index), {})[slot] = value
             _put_state(trainee, slots, content["states"][name])
         return dict(content["facts"])
-
-    def _named(self) -> Path | None:
-        if not self.note.is_file():
-            return None
-        return self.folder / str(json.loads(self.note.read_text(encoding="utf-8"))["file"])
 
 
 def _weights(trainee: Trainee) -> dict[str, Tensor]:
@@ -135,8 +121,3 @@ def _put_state(trainee: Trainee, slots: Mapping[int, Mapping[str, Tensor]], stat
     trainee.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     trainee.scheduler.load_state_dict({**trainee.scheduler.state_dict(), **state["scheduler"]})
     trainee.updates = state["updates"]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

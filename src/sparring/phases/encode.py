@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparring.files import sha256
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
 from sparring.models.modes import evaluating
@@ -141,7 +142,7 @@ def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     aside = parts / f"{start:012d}.{os.getpid()}.tmp"
     with aside.open("wb") as file:
         np.save(file, vectors)
-    path = parts / f"{start:012d}-{_digest(aside)[:16]}.npy"
+    path = parts / f"{start:012d}-{sha256(aside)[:16]}.npy"
     os.replace(aside, path)
     return path
 
@@ -149,16 +150,11 @@ def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
 def _whole_shard(parts: Path, start: int) -> Path | None:
     """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
     for path in parts.glob(f"{start:012d}-*.npy"):
-        if path.stem.rpartition("-")[2] == _digest(path)[:16]:
+        if path.stem.rpartition("-")[2] == sha256(path)[:16]:
             return path
         logger.warning("%s is damaged: it is encoded again", path)
         path.unlink()
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
@@ -177,6 +173,6 @@ def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     else:
         with aside.open("wb") as file:
             np.save(file, np.empty(shape, np.float32))
-    note = {**manifest, "sha256": _digest(aside)}
+    note = {**manifest, "sha256": sha256(aside)}
     _note(out).write_text(json.dumps(note, indent=1), encoding="utf-8")
     os.replace(aside, out)

@@ -26,6 +26,7 @@ from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import processes
+from sparring.files import write_json, write_text
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
 from sparring.phases.evaluate import Table, check_measures
 from sparring.phases.export import export
@@ -35,8 +36,8 @@ from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
 from sparring.recipes.experiment import Experiment
-from sparring.recipes.journal import Journal, differences
-from sparring.recipes.settings import RunConfig
+from sparring.recipes.journal import differences
+from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import (
     card_of,
@@ -49,12 +50,10 @@ from sparring.recipes.train import (
 )
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL, LOCK, Lock
+from sparring.rundir import LOCK, Lock
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
-
-DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,8 @@ def _compare(folder: Path, plan: Plan, materials: Materials) -> Comparison:
     evidence = gather(folder, plan, command)
     result = conclude(evidence)
     ship(folder, result, plan, materials)
-    (folder / "comparison.md").write_text(result.text(markdown=True), encoding="utf-8")
-    part = folder / "comparison.json.part"
-    part.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / "comparison.json")
+    write_text(folder / "comparison.md", result.text(markdown=True))
+    write_json(folder / "comparison.json", result.to_dict())
     write_report(folder)
     return result
 
@@ -216,9 +213,7 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = Lock(folder)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(shared, indent=1), encoding="utf-8")
-        part.replace(file)
+        write_json(file, shared)
     except OSError as error:
         raise InputError("the output folder cannot be written", where=str(folder), got=str(error)) from None
     return held
@@ -271,10 +266,7 @@ class Seed:
             return x, read_warm(x, shared)
         baselines = prepare(x, self.plan.warmup)
         save_warm(x, shared, baselines)
-        x.journal = Journal(None)
-        (shared / JOURNAL).unlink()
-        for name in ("journal", "checkpoint"):
-            shutil.rmtree(shared / name, ignore_errors=True)
+        x.journal.forget()
         return x, baselines
 
 
@@ -324,9 +316,7 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
             tried.append({"factor": factor, "dev": None})
         x.release()
         shutil.rmtree(x.run.path)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({"settings": settings, "tried": tried}, indent=1), encoding="utf-8")
-        part.replace(file)
+        write_json(file, {"settings": settings, "tried": tried})
     whole = [trial for trial in tried if trial["dev"] is not None]
     if not whole:
         raise InputError(

@@ -22,6 +22,7 @@ from safetensors.torch import load_model, save_model
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, rank
+from sparring.files import sha256
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.generation import Generation, Lists
-from sparring.recipes.journal import Entry, Journal, digest
+from sparring.recipes.journal import Entry, Journal
 from sparring.recipes.settings import Rates, RunConfig
 from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
 from sparring.recipes.tables import result_table
@@ -416,7 +417,7 @@ class Experiment:
         self.accelerator.wait_for_everyone()
         self.kept.pop(name, None)
         if self.journal.folder is not None:
-            self.kept[name] = {kind: digest(folder / f"{kind}.safetensors") for kind in self._models()}
+            self.kept[name] = {kind: sha256(folder / f"{kind}.safetensors") for kind in self._models()}
         self.done("keep", name, sha256=self.kept.get(name))
 
     def restore(self, name: str) -> None:
@@ -428,7 +429,7 @@ class Experiment:
                 folder = self.origin / "states" / name
             for kind, model in self._models().items():
                 path = folder / f"{kind}.safetensors"
-                if self.kept.get(name, {}).get(kind, "") not in ("", digest(path)):
+                if self.kept.get(name, {}).get(kind, "") not in ("", sha256(path)):
                     raise InputError(
                         "kept weights are damaged", where=str(path), expected="the file as it was written",
                         fix="this run cannot go on: begin again with another --out",

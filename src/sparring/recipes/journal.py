@@ -9,13 +9,14 @@ recorded twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparring.files import sha256
 from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
@@ -79,7 +80,7 @@ class Journal:
         """Note a finished operation; its file is complete by now."""
         entry: dict[str, Any] = {"kind": kind, "name": name, **facts}
         if file is not None:
-            entry |= {"file": file.name, "sha256": digest(file)}
+            entry |= {"file": file.name, "sha256": sha256(file)}
         self.entries.append(entry)
         self.position = len(self.entries)
         if self.folder is not None and self.writes:
@@ -92,21 +93,24 @@ class Journal:
         """The file of a finished operation; InputError when its contents are not those that were written."""
         assert self.folder is not None
         path = self.folder / "journal" / str(entry["file"])
-        if not path.is_file() or digest(path) != entry["sha256"]:
+        if not path.is_file() or sha256(path) != entry["sha256"]:
             raise InputError(
                 "a file of the stopped run is missing or damaged", where=str(path),
                 expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip
         return path
 
+    def forget(self) -> None:
+        """The run goes on from here no more: away with the checkpoint, the journal and what its lines left."""
+        if self.folder is None:
+            return
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)  # a run that stops here needs it no longer
+        (self.folder / JOURNAL).unlink()
+        shutil.rmtree(self.folder / "journal", ignore_errors=True)
+        self.folder, self.entries, self.position = None, [], 0
+
 
 WEIGHTS = ("fit", "restore")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, *, repair: bool) -> list[Entry]:

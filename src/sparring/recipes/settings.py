@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from sparring.config import at_least, one_of, within
 
+DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
+"""What `sparring compare` compares unless told otherwise (`sparring.recipes.arms.parse_arms`)."""
+
 
 @dataclass(frozen=True)
 class RunConfig:

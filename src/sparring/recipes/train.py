@@ -42,7 +42,7 @@ from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL, LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.rundir import LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -390,11 +390,9 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
     write_report(x.run.path)
-    for name in ("index", "checkpoint"):  # a run that goes on from here needs neither: all its training is done
-        shutil.rmtree(x.run.path / name, ignore_errors=True)
-    (x.run.path / JOURNAL).unlink()  # from here on the run is finished
-    for name in ("states", "journal"):
-        shutil.rmtree(x.run.path / name, ignore_errors=True)
+    shutil.rmtree(x.run.path / "index", ignore_errors=True)
+    x.journal.forget()  # from here on the run is finished
+    shutil.rmtree(x.run.path / "states", ignore_errors=True)
     (x.run.path / LOCK).unlink(missing_ok=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sparring.files import write_text
 from sparring.report.compared import read_comparison_folder
 from sparring.report.comparison_view import comparison_view
 from sparring.report.read import read_run_folder
@@ -36,10 +36,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     text = render(folder)
     target = Path(out) if out is not None else folder / NAME
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(target.name + ".part")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, target)
+        write_text(target, text)
     except OSError as error:
         raise InputError("the report cannot be written", where=str(target), got=str(error)) from None
     logger.info("report: %s", target)
