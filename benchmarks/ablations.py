@@ -1,11 +1,13 @@
 """The papers' ablations at one budget, each one `sparring compare` that goes on where it stopped.
 
     python benchmarks/ablations.py list
-    python benchmarks/ablations.py run static --data aws --out runs/ablations         # or all; --data medquad=FOLDER
+    python benchmarks/ablations.py run static --data aws --out runs/ablations         # or all; --data NAME=FOLDER
     python benchmarks/ablations.py report --out runs/ablations                        # the tables of docs/results.md
 
-Settings are those of benchmarks/quality.toml; dev selects each arm's pair, test is read once by each arm and seed. The
-column "paper" is the sign that the paper reports for the arm against the first one.
+They run on small sets of 6,000 passages, 2,000 training, 200 dev and 400 test queries (benchmarks/subset.py) with the
+settings of benchmarks/small.toml; `--whole` takes the data set as it is and benchmarks/quality.toml. Dev selects each
+arm's pair, test is read once by each arm and seed. The column "paper" is the sign that the paper reports for the arm
+against the first one.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from subset import subset
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-CONFIG = Path(__file__).with_name("quality.toml")
+from sparring.recipes.settings import DEFAULT_ARMS
+
+HERE = Path(__file__).parent
+PASSAGES, QUERIES = 6000, {"train": 2000, "dev": 200, "test": 400}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Ablation:
 KL = "rocketqav2:variant=custom,kl_reduction=query_mean"
 ABLATIONS = {
     "recipes": Ablation(
-        "Does joint training help at all?", "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0",
+        "Does joint training help at all?", DEFAULT_ARMS,
         ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported"),
     ),
     "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
@@ -77,7 +84,7 @@ ABLATIONS = {
 }  # fmt: skip
 
 
-def run(name: str, data: str, seeds: int, out: Path, settings: list[str]) -> None:
+def run(name: str, data: str, seeds: int, out: Path, settings: list[str], whole: bool) -> None:
     """One ablation on one data set. Those with the same shared settings use one folder, and so one warm start a seed;
     an arm that an earlier ablation trained is not trained again. Its own result goes to ``out/DATA/NAME.json``."""
     from sparring.data.demo import prepare_aws, prepare_minilm
@@ -85,11 +92,15 @@ def run(name: str, data: str, seeds: int, out: Path, settings: list[str]) -> Non
 
     label, _, folder = data.partition("=")
     ablation, model = ABLATIONS[name], prepare_minilm()
+    source = Path(folder) if folder else prepare_aws()
+    if not whole:
+        source = subset(source, out / label / "data", passages=PASSAGES, queries=QUERIES)
     found = compare(
-        prepare_aws() if label == "aws" else folder, model, model,
+        source, model, model,
         out=out / label / (name if ablation.settings else "shared"), recipes=ablation.arms, seeds=seeds,
-        budget=ablation.budget, trials=1, config=CONFIG, assignments=[*ablation.settings, *settings],
-        command=f"python benchmarks/ablations.py run {name} --data {label}",
+        budget=ablation.budget, trials=1, config=HERE / ("quality.toml" if whole else "small.toml"),
+        assignments=[*ablation.settings, *settings],
+        command=f"python benchmarks/ablations.py run {name} --data {label}" + " --whole" * whole,
     )  # fmt: skip
     (out / label / f"{name}.json").write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
     print(found.text())
@@ -132,6 +143,7 @@ def main() -> None:
     parser.add_argument("command", choices=["list", "run", "report"])
     parser.add_argument("name", nargs="?", default="all", choices=["all", *ABLATIONS])
     parser.add_argument("--data", default="aws", help="aws, or NAME=FOLDER")
+    parser.add_argument("--whole", action="store_true", help="the whole data set, with benchmarks/quality.toml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--set", dest="settings", action="append", default=[])
@@ -143,7 +155,7 @@ def main() -> None:
         print(report(arguments.out))
     else:
         for name in ABLATIONS if arguments.name == "all" else [arguments.name]:
-            run(name, arguments.data, arguments.seeds, arguments.out, arguments.settings)
+            run(name, arguments.data, arguments.seeds, arguments.out, arguments.settings, arguments.whole)
 
 
 if __name__ == "__main__":
