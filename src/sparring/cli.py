@@ -178,7 +178,7 @@ def _as_lines(value: Any, label: str) -> list[str]:
 @click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="How to train.")
 @click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
 @click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
-@click.option("--out", required=True, type=PATH, help="Run folder; must be new or empty.")
+@click.option("--out", required=True, type=PATH, help="New or empty folder, or a stopped run's that is to go on.")
 @click.option("--config", type=PATH, help="TOML file.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
@@ -562,7 +562,8 @@ def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Pat
 
     folder = out or next(p for p in (Path("runs") / f"demo-{n}" for n in range(1, 10_000)) if not p.exists())
     settings = [word for pair in assignments for word in ("--set", pair)]
-    with _stoppable(shlex.join(["sparring", "demo", "--recipe", recipe, *settings, "--out", str(folder)])):
+    place = ["--cache", str(cache)] if cache is not None else []
+    with _stoppable(shlex.join(["sparring", "demo", "--recipe", recipe, *settings, *place, "--out", str(folder)])):
         result = run_demo(recipe, folder, assignments, cache=cache, command=_command())
     click.echo((result.path / "summary.md").read_text(encoding="utf-8"))
     click.echo(ask(result, cache=cache))

@@ -16,6 +16,7 @@ from test_train import CONFIG
 
 from sparring.phases.fit import NotFinite
 from sparring.recipes import compare as module
+from sparring.recipes import competition, experiment, train
 from sparring.recipes.compare import compare
 from sparring.recipes.comparison import Comparison
 from sparring.recipes.store import load_rows
@@ -47,11 +48,21 @@ def arms(out: Path) -> dict[str, tuple[list[Any], dict[str, Any]]]:
     return {f"{p.parent.parent.name}/{p.parent.name}": load_rows(p) for p in sorted(out.glob("seed-*/*/arm.npz"))}
 
 
+def evidence(arm: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """An arm's files but the page, which some tests do without, and what its metrics record, in order."""
+    records = [json.loads(line) for line in (arm / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    files = sorted(str(path.relative_to(arm)) for path in arm.rglob("*") if path.is_file())
+    files = [name for name in files if name != "report.html"]
+    return files, [(r["kind"], str(r.get("name") or r.get("phase"))) for r in records]
+
+
 def assert_same(one: Path, other: Path) -> None:
     """Every number of two comparisons, bit for bit, times and memory aside."""
     a, b = arms(one), arms(other)
     assert a.keys() == b.keys()
     for name in a:
+        for mine, theirs in zip(evidence(one / name), evidence(other / name), strict=True):
+            assert mine == theirs, name
         timed = ("seconds", "peak_memory_mb")
         assert {k: v for k, v in a[name][1].items() if k not in timed} == {
             k: v for k, v in b[name][1].items() if k not in timed
@@ -112,6 +123,45 @@ def test_the_learning_rates_were_tried_on_dev_alone(whole: tuple[Path, Compariso
         assert arm.settings["retriever_lr"] == pytest.approx(1e-3 * arm.factor)
         chosen = next(t["dev"] for t in tried if t["factor"] == arm.factor)
         assert arm.dev[0] == chosen, "the first seed is the one that was tuned on"
+
+
+class Tuned(Exception):
+    """The comparison came as far as its first arm."""
+
+
+def test_every_arm_has_the_runs_of_all_its_rows(whole: tuple[Path, Comparison]) -> None:
+    for arm in arms(whole[0]):
+        names = {path.name for path in (whole[0] / arm / "runs").iterdir()}
+        assert {"test-BM25.trec", "test-zero-shot-cascade.trec", "test-warm-start-cascade.trec"} <= names
+
+
+def test_tuning_evaluates_dev_alone(start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    three_rows, evaluate = experiment.three_rows, competition.evaluate
+
+    def seen(qrels: Any, function: Any, *args: Any, **options: Any) -> Any:
+        read.append("test" if qrels is labels["test"] else "dev" if qrels is labels["dev"] else "another")
+        return function(*args, **options)
+
+    labels: dict[str, Any] = {}
+    splits = train.choose_splits
+
+    def chosen(*args: Any) -> Any:
+        found = splits(*args)
+        labels.update((split.name, split.qrels) for split in found)
+        return found
+
+    def stop(*_: Any) -> None:
+        raise Tuned
+
+    monkeypatch.setattr(train, "choose_splits", chosen)
+    monkeypatch.setattr(experiment, "three_rows", lambda q, *a, **o: seen(q, three_rows, q, *a, **o))
+    monkeypatch.setattr(competition, "evaluate", lambda n, q, *a: seen(q, evaluate, n, q, *a))
+    monkeypatch.setattr(module, "train_arm", stop)
+    with pytest.raises(Tuned):
+        compare(**{**start, "seeds": 1, "recipes": "separate"}, out=tmp_path / "compared")
+    assert set(read) == {"dev"}
+    assert len(read) >= 2 + 2 * 2  # BM25 and zero-shot, the warm start, and a round or more of each of two trials
 
 
 def test_the_shipped_pair_is_two_plain_folders(whole: tuple[Path, Comparison]) -> None:

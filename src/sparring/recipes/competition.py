@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sparring.phases.evaluate import Row, Table, evaluate, run_of
@@ -15,7 +17,6 @@ from sparring.recipes.experiment import Experiment, Generation, Lists, Split
 from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
 from sparring.recipes.summary import Outcome
 from sparring.recipes.warmup import WarmupConfig, warmup
-from sparring.types import Run
 
 Body = Callable[[Experiment, Any, Generation], None]
 
@@ -33,8 +34,8 @@ class Baselines:
     """What a recipe is measured against, and where it starts from.
 
     ``ranker_came_trained``: the ranker came with a trained head, so the zero-shot pair can be ranked with.
-    ``test``: the baselines' and the warm start's rows on test, once the first recipe has read them; ``runs``: the warm
-    start's ranked lists behind them.
+    ``test``: the baselines' and the warm start's rows on test, once the first recipe has read them; ``files``: the
+    ranked lists behind them, in that recipe's run folder.
     """
 
     bm25: Mapping[str, Lists]
@@ -43,7 +44,7 @@ class Baselines:
     ranker_came_trained: bool
     audits: Audits
     test: dict[str, list[Row]] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
 
 def prepare(x: Experiment, config: WarmupConfig) -> Baselines:
@@ -88,7 +89,9 @@ def contend(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> No
 def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     """The only place where test labels are read, with nothing left to choose. Leaves the best pair's weights."""
     assert x.best is not None
+    folder = x.run.path / "runs"
     if not baselines.test:
+        before = set(folder.glob("*"))
         if baselines.ranker_came_trained:
             x.restore("zero-shot")
         references = lists_row(x, x.test, "BM25", baselines.bm25)
@@ -96,10 +99,11 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
         x.restore("warm start")
         warm = x.three_rows("warm start", x.test, baselines.warm)
         baselines.test.update(references=references, warm=list(warm.table.rows))
-        baselines.runs.update(warm.runs)
+        baselines.files.extend(sorted(set(folder.glob("*")) - before))
     else:
-        x.write_runs(f"{x.test.name}-warm start", baselines.runs)
-        lists_row(x, x.test, "BM25", baselines.bm25)
+        folder.mkdir(exist_ok=True)
+        for file in baselines.files:
+            shutil.copy(file, folder)
     tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
     x.restore("best")

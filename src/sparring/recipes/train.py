@@ -174,6 +174,7 @@ def set_up(
     run = RunDir(Path(out), Metrics(Path(out) / "metrics.jsonl" if rank() == 0 and not again else None))
     if again:
         run.metrics.records.extend(read_metrics(run.path / "metrics.jsonl"))
+        run.metrics.muted = lambda: True
     elif not goes_on:
         on_main(lambda: make_folder(out), accelerator.device)
     held = None if again else hold(run.path, accelerator)
