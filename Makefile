@@ -11,6 +11,9 @@ RECIPE ?= ar2
 OUT ?=
 # `make test ARGS="tests/unit/losses -k ar2"`
 ARGS ?=
+# Processes that share the tests, a file at a time; `make test WORKERS=0` runs them in one.
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # Idle OpenMP threads sleep instead of spinning: torch, faiss and NumPy each bring a pool of their own.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -26,10 +29,10 @@ demo: $(VENV)/.run  ## train a real pair on real data: RECIPE=ar2 | rocketqav2 |
 	$(BIN)/sparring demo --recipe $(RECIPE) $(if $(OUT),--out $(OUT))
 
 test: $(VENV)/.test  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-quick: $(VENV)/.test  ## tests that neither train a real pair nor start processes
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: lint types imports test docs  ## everything that has to pass before a change is merged
 
