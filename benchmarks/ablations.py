@@ -4,7 +4,7 @@
     python benchmarks/ablations.py run static --data aws --out runs/ablations         # or all; --data NAME=FOLDER
     python benchmarks/ablations.py report --out runs/ablations                        # the tables of docs/results.md
 
-They run on small sets of 6,000 passages, 2,000 training, 200 dev and 400 test queries (benchmarks/subset.py) with the
+They run on small sets of 4,000 passages, 1,600 training, 200 dev and 400 test queries (benchmarks/subset.py) with the
 settings of benchmarks/small.toml; `--whole` takes the data set as it is and benchmarks/quality.toml. Dev selects each
 arm's pair, test is read once by each arm and seed. The column "paper" is the sign that the paper reports for the arm
 against the first one.
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from sparring.recipes.settings import DEFAULT_ARMS
 
 HERE = Path(__file__).parent
-PASSAGES, QUERIES = 6000, {"train": 2000, "dev": 200, "test": 400}
+PASSAGES, QUERIES = 4000, {"train": 1600, "dev": 200, "test": 400}
 
 
 @dataclass(frozen=True)

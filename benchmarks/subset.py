@@ -1,6 +1,6 @@
 """A smaller data set of the same kind: some queries of each split, all their labelled passages, and random others.
 
-    python benchmarks/subset.py DATA OUT --passages 6000 --queries train=2000,dev=200,test=400
+    python benchmarks/subset.py DATA OUT --passages 4000 --queries train=1600,dev=200,test=400
 
 The same seed gives the same subset. Unlabelled positives of the whole set that are drawn stay unlabelled.
 """
@@ -57,8 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--passages", type=int, default=6000)
-    parser.add_argument("--queries", default="train=2000,dev=200,test=400")
+    parser.add_argument("--passages", type=int, default=4000)
+    parser.add_argument("--queries", default="train=1600,dev=200,test=400")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     queries = {split: int(count) for split, count in (part.split("=") for part in arguments.queries.split(","))}
