@@ -210,8 +210,9 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
     An exact index keeps the array itself, which must not change while it is in use; the others copy it.
 
     Args:
-        kind: "exact" (brute force; the embeddings may be larger than memory when they are memory-mapped), "hnsw" (graph with 32 links) or "ivf" (clusters,
-            4 sqrt(N) of them, of which ``nprobe`` are searched). The approximate kinds keep full float32 vectors.
+        kind: "exact" (brute force; the embeddings may be larger than memory when they are memory-mapped), "hnsw"
+            (graph with 32 links) or "ivf" (clusters, 4 sqrt(N) of them, of which ``nprobe`` are searched). The
+            approximate kinds keep full float32 vectors.
         seed: draws the passages on which the "ivf" clusters are trained.
 
     Raises:
@@ -222,7 +223,7 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
     if kind not in ("exact", "hnsw", "ivf"):
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
     flat = _Flat(embeddings)
-    handle = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
+    handle: Any = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
     for start in range(0, len(embeddings), _ADD_BLOCK):
         block = flat.block(start, _ADD_BLOCK)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
