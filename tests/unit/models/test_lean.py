@@ -168,3 +168,14 @@ def test_what_is_not_plain_keeps_its_forward(tiny_st, change):
         query.bias = None
     with lean_encoders(model) as replaced:
         assert replaced == 0
+
+
+def test_fused_products_are_the_plain_ones(tiny_ce, monkeypatch):
+    """bf16 at rest, with and without oneDNN's fused products: apart by roundings of bf16 only."""
+    model = load_ranker(tiny_ce).eval()
+    inputs, found = chunks(model, 10**6), []
+    for fuses in (lean._fuses(), False):
+        monkeypatch.setattr(lean, "_fuses", lambda fuses=fuses: fuses)
+        with evaluating(model, torch.bfloat16):
+            found.append(outputs(model, inputs))
+    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
