@@ -54,8 +54,8 @@ docs: $(VENV)/.dev  ## build the documentation into site/; warnings are errors
 docs-serve: $(VENV)/.dev  ## the documentation on this machine, rebuilt as it is edited
 	$(BIN)/mkdocs serve
 
-bench: $(VENV)/.test  ## every benchmark of speed, one after the other
-	@set -e; for name in encode joint_step refresh; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+bench: $(VENV)/.test  ## every goal of speed against the other ways, about an hour: ARGS="--quick" for a toy
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 env: $(VENV)/.dev  ## only build the environment, with the development tools
 	@echo "$(BIN)/python is ready"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tabulate import tabulate
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,77 @@ class Ratio:
 
 
 def interleave(arms: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each repetition; the order of the arms turns round every time. One untimed warm-up."""
+    """Seconds of each arm in each repetition; the order of the arms turns round every time. One untimed warm-up.
+
+    An arm that returns a float has measured its own seconds.
+    """
     for run in arms.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(repetitions):
         for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
             start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
+            own = arms[name]()
+            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
     return seconds
+
+
+class Roofline:
+    """The matrix-product peak of this machine at this moment: the best rate of a few large products."""
+
+    SHAPES = ((2048, 384, 1536), (2048, 1536, 384), (1024, 384, 8192), (1536, 1536, 1536))
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.pairs = [(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)) for m, k, n in self.SHAPES]
+        self.best = max(self.pairs, key=self._rate)
+
+    @property
+    def flops(self) -> int:
+        """Operations of one product of the best shape."""
+        (m, k), n = self.best[0].shape, self.best[1].shape[0]
+        return 2 * m * k * n
+
+    def run(self, flops: float) -> float:
+        """Seconds that so many operations take in products of the best shape; part of a product counts in part."""
+        count = max(1, round(flops / self.flops))
+        start = time.perf_counter()
+        for _ in range(count):
+            functional.linear(*self.best)
+        return (time.perf_counter() - start) * flops / (count * self.flops)
+
+    @staticmethod
+    def _rate(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            functional.linear(*pair)
+            times.append(time.perf_counter() - start)
+        return pair[0].numel() * pair[1].shape[0] / min(times)
+
+
+class PeakMemory:
+    """The largest sum of resident memory of this process and its children, in bytes, while the block runs."""
+
+    def __enter__(self) -> PeakMemory:
+        self.bytes, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while True:
+            total = own.memory_info().rss
+            for child in own.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    total += child.memory_info().rss
+            self.bytes = max(self.bytes, total)
+            if self._done.wait(0.05):
+                return
 
 
 def ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> Ratio:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 LEVELS = 1 << 16
+_PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def training_on_cpu(model: nn.Module, chunks: Sequence[dict[str, Tensor]]) -> AbstractContextManager[Any]:
@@ -75,15 +76,20 @@ def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)
     count = math.prod(shape)
     bits = np.random.SFC64(seed).random_raw((count + 3) // 4).view(np.int16)[:count]
-    keep = torch.from_numpy(bits).view(tuple(shape)).ge(dropped - LEVELS // 2)
-    return keep.to(dtype).mul_(LEVELS / (LEVELS - dropped))
+    keep, factor = bits >= np.int16(dropped - LEVELS // 2), torch.tensor(LEVELS / (LEVELS - dropped), dtype=dtype)
+    pattern = factor.view(_PATTERNS[factor.element_size()]).numpy()  # NumPy has no bfloat16: its bits, or none of them
+    return torch.from_numpy(np.multiply(keep, pattern)).view(dtype).view(tuple(shape))
+
+
+def dropped(values: Tensor, p: float) -> Tensor:
+    """Dropout with probability p; 0 is none."""
+    return values * keep_mask(values.shape, p, values.dtype) if p else values
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or p == 0:
         return input
-    mask = keep_mask(input.shape, p, input.dtype)
-    return input.mul_(mask) if inplace else input * mask
+    return input.mul_(keep_mask(input.shape, p, input.dtype)) if inplace else dropped(input, p)
 
 
 def _replaceable(

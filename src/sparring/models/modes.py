@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from sparring.models.lean import lean_encoders
+
 
 @contextmanager
 def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
@@ -16,7 +18,8 @@ def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
     device = next(model.parameters()).device.type
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        autocast = torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+        with torch.no_grad(), autocast, lean_encoders(model):
             yield
     finally:
         for module, training in modes:

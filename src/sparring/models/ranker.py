@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparring.models.batching import Batches, Rows, pair_batches
 from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
+from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_cross_encoder, resolve
 from sparring.models.retriever import require_store
 from sparring.models.tokens import TextSource, TokenStore, tokenize
@@ -83,7 +84,7 @@ class Ranker(nn.Module):
         """Raw logits in the order of the pairs, float32 [N], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, device=self.device)
-        with training_on_cpu(self, batches.inputs):
+        with lean_encoders(self), training_on_cpu(self, batches.inputs):
             logits = torch.cat([self.logits(inputs) for inputs in batches.inputs])
         return logits[batches.restore.to(logits.device)]
 

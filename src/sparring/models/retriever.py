@@ -17,6 +17,7 @@ from torch.nn import functional
 from sparring.models.batching import Batches, Rows, single_batches
 from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
+from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_sentence_transformer, resolve
 from sparring.models.tokens import TextSource, TokenStore, tokenize
 from sparring.models.weights import freeze_poolers, in_float32, keep_layers, model_fingerprint
@@ -75,7 +76,7 @@ class Retriever(nn.Module):
         """Embeddings in the order of the rows, float32 [N, d], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, self.dim, device=self.device)
-        with training_on_cpu(self, batches.inputs):
+        with lean_encoders(self), training_on_cpu(self, batches.inputs):
             vectors = torch.cat([self.embed(inputs, kind) for inputs in batches.inputs])
         return vectors[batches.restore.to(vectors.device)]
 

@@ -161,18 +161,10 @@ def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     """Join the shards into one file, which appears complete or not at all (its note goes first)."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shape = (manifest["rows"], manifest["dim"])
-    if shards:
-        joined = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
-        row = 0
+    with aside.open("wb") as file:  # written, not mapped: the embeddings need not fit in memory
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for path in shards:
-            vectors = np.load(path, allow_pickle=False)
-            joined[row : row + len(vectors)] = vectors
-            row += len(vectors)
-        joined.flush()
-        del joined
-    else:
-        with aside.open("wb") as file:
-            np.save(file, np.empty(shape, np.float32))
+            file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
     note = {**manifest, "sha256": sha256(aside)}
     _note(out).write_text(json.dumps(note, indent=1), encoding="utf-8")
     os.replace(aside, out)

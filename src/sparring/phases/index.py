@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -26,7 +27,8 @@ logger = logging.getLogger("sparring")
 Kind = Literal["exact", "hnsw", "ivf"]
 
 _TIE_SLACK, _TIE_LIMIT = 16, 4096  # rows fetched beyond k to order equal scores by row; doubled up to the limit
-_QUERY_BLOCK, _ADD_BLOCK = 4096, 65536
+_QUERY_BLOCK, _ADD_BLOCK = 16384, 65536
+_SCAN_BLOCK = 1 << 17  # passages read from a file at a time: 200 MB at 384 dimensions
 _CORE = "OPENBLAS_CORETYPE"
 _PROBE = """
 import json, faiss, numpy, threadpoolctl
@@ -36,6 +38,54 @@ assert numpy.allclose(found, -numpy.sort(-(x @ x.T), axis=1)[:, :4], rtol=1e-4, 
 print(json.dumps([i.get("architecture", "") for i in threadpoolctl.threadpool_info()
                   if i["internal_api"] == "openblas" and "faiss" in i["filepath"]]))
 """
+
+
+class _Flat:
+    """Brute force over an array that is not copied: one block of passages after another, a running top k.
+
+    What an index of faiss offers, as far as :class:`Index` uses it. Of a file that is memory-mapped for reading, the
+    pages of a block are given back after use, so that a corpus may be larger than memory.
+    """
+
+    def __init__(self, vectors: np.ndarray, owner: Any = None) -> None:
+        self.vectors, self.owner = vectors, owner  # owner: keeps the memory alive where the array does not
+        self.ntotal, self.d = vectors.shape
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows [Q, k], best first; which of the rows with the last score are there is open."""
+        faiss, scores, rows = _faiss(), None, None
+        for start in range(0, self.ntotal, _SCAN_BLOCK):
+            block = self.block(start, _SCAN_BLOCK)
+            found, at = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            at += start
+            if scores is None or rows is None:
+                scores, rows = found, at
+                continue
+            scores, rows = np.concatenate([scores, found], axis=1), np.concatenate([rows, at], axis=1)
+            if scores.shape[1] > k:
+                kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+                scores, rows = np.take_along_axis(scores, kept, 1), np.take_along_axis(rows, kept, 1)
+        assert scores is not None, "an index has at least one passage"
+        assert rows is not None
+        return scores, rows
+
+    def block(self, start: int, size: int) -> np.ndarray:
+        """Rows from ``start`` on as contiguous float32; pages of earlier blocks are given back."""
+        mapped = getattr(self.vectors, "_mmap", None)
+        if mapped is not None and getattr(self.vectors, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return np.ascontiguousarray(self.vectors[start : start + size], dtype=np.float32)
+
+    def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they were given, float32."""
+        return np.array(self.vectors[rows], dtype=np.float32)
+
+    def in_memory(self) -> Any:
+        """The same passages as an index of faiss, which can be written to a file."""
+        handle = _faiss().IndexFlatIP(self.d)
+        for start in range(0, self.ntotal, _ADD_BLOCK):
+            handle.add(self.block(start, _ADD_BLOCK))
+        return handle
 
 
 class Index:
@@ -128,7 +178,8 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            _faiss().write_index(self._handle, str(partial))
+            handle = self._handle.in_memory() if isinstance(self._handle, _Flat) else self._handle
+            _faiss().write_index(handle, str(partial))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -147,15 +198,21 @@ class Index:
             raise InputError("not a readable index", where=str(path), got=got, fix=fix) from None
         if isinstance(handle, faiss.IndexHNSW):
             return cls(handle, "hnsw")
-        return cls(handle, "ivf" if isinstance(handle, faiss.IndexIVF) else "exact")
+        if isinstance(handle, faiss.IndexIVF):
+            return cls(handle, "ivf")
+        vectors = faiss.rev_swig_ptr(handle.get_xb(), handle.ntotal * handle.d).reshape(handle.ntotal, handle.d)
+        return cls(_Flat(vectors, handle), "exact")
 
 
 def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0) -> Index:
     """Index passage embeddings [N, d] (an array or a memory map; row i is passage row i) for inner product.
 
+    An exact index keeps the array itself, which must not change while it is in use; the others copy it.
+
     Args:
-        kind: "exact" (brute force), "hnsw" (graph with 32 links) or "ivf" (clusters,
-            4 sqrt(N) of them, of which ``nprobe`` are searched). The approximate kinds keep full float32 vectors.
+        kind: "exact" (brute force; the embeddings may be larger than memory when they are memory-mapped), "hnsw"
+            (graph with 32 links) or "ivf" (clusters, 4 sqrt(N) of them, of which ``nprobe`` are searched). The
+            approximate kinds keep full float32 vectors.
         seed: draws the passages on which the "ivf" clusters are trained.
 
     Raises:
@@ -165,24 +222,24 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
         raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
     if kind not in ("exact", "hnsw", "ivf"):
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
-    handle = _empty(embeddings, kind, nprobe, seed)
+    flat = _Flat(embeddings)
+    handle: Any = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
     for start in range(0, len(embeddings), _ADD_BLOCK):
-        block = np.ascontiguousarray(embeddings[start : start + _ADD_BLOCK], dtype=np.float32)
+        block = flat.block(start, _ADD_BLOCK)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             where = f"passage row {start + bad[0]}"
             raise InputError("an embedding contains NaN or infinity", where=where, fix="encode it again in fp32")
-        handle.add(block)
+        if kind != "exact":
+            handle.add(block)
     if kind == "ivf":
         handle.make_direct_map()
     return Index(handle, kind)
 
 
 def _empty(embeddings: np.ndarray, kind: Kind, nprobe: int, seed: int) -> Any:
-    """An index of the right kind without passages; "ivf" is trained."""
+    """An approximate index of the right kind without passages; "ivf" is trained."""
     faiss, (count, dim) = _faiss(), embeddings.shape
-    if kind == "exact":
-        return faiss.IndexFlatIP(dim)
     if kind == "hnsw":
         handle = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         handle.hnsw.efConstruction = 80

@@ -44,10 +44,10 @@ def test_chunks_share_look_ups_and_nothing_changes(kind, request):
     store = model.tokenize(TEXTS, *(("passage",) if kind != "tiny_ce" else ()), None)
     run, plain = forward(model, store, [3, 0, 1, 4, 2, 0], 30)
     (found, found_gradients), (expected, expected_gradients) = gradients(model, run), gradients(model, plain)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert found_gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found_gradients[name], gradient, msg=name)
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0])

@@ -122,3 +122,39 @@ def test_importing_faiss_leaves_the_environment_as_it_was() -> None:
     code += "assert 'faiss' not in sys.modules; index._faiss(); assert dict(os.environ) == before; print('same')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert found.stdout == "same\n"
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 1000])
+def test_blocks_of_passages_give_the_list_of_the_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small integers, so that scores are exact and many are equal, within blocks and across them."""
+    monkeypatch.setattr(module, "_SCAN_BLOCK", block)
+    rng = np.random.default_rng(4)
+    passages, queries = rng.integers(-1, 2, (60, 3)), rng.integers(-1, 2, (9, 3))
+    scores, rows = build_index(passages.astype(np.float32)).search(queries.astype(np.float32), 17)
+    exact = queries @ passages.T
+    for query in range(len(queries)):
+        expected = sorted(range(60), key=lambda row: (-exact[query, row], row))[:17]
+        assert rows[query].tolist() == expected
+        assert scores[query].tolist() == exact[query, expected].tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of resident memory")
+def test_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB of embeddings are searched; of the file no more than a few blocks of 1 MB stay resident."""
+    monkeypatch.setattr(module, "_SCAN_BLOCK", 1 << 12)
+    monkeypatch.setattr(module, "_ADD_BLOCK", 1 << 12)
+    vectors = np.random.default_rng(0).standard_normal((1 << 18, 64), dtype=np.float32)
+    np.save(tmp_path / "passages.npy", vectors)
+    build_index(vectors[:100]).search(vectors[:2], 5)  # libraries are loaded
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) // 1024
+
+    before = mapped()
+    index = build_index(np.load(tmp_path / "passages.npy", mmap_mode="r"))
+    _, rows = index.search(vectors[:20], 5)
+    assert mapped() - before < 16
+    expected = np.argsort(-(vectors[:20] @ vectors.T), axis=1)[:, :5]
+    assert np.array_equal(rows, expected)
+    assert np.array_equal(index.vectors(np.array([7, 200_000])), vectors[[7, 200_000]])

@@ -1,0 +1,266 @@
+"""The layers of a BERT or XLM-RoBERTa encoder on a CPU, without padding and without casts: same weights, same result.
+
+While the mode is on, the encoder's own ``forward`` is replaced; embeddings, pooling and heads stay the library's. The
+tokens of a chunk lie one after another, so that no product is spent on padding; rows of one length attend together,
+which needs no mask; query, key and value are one product. In bf16 each weight is cast once, and what lies between two
+products stays bf16 (autocast casts every input of every product again and adds in fp32). Without gradients, bf16
+weights are laid out for the matrix units once, and bias, GELU and residual are part of the product.
+
+An encoder that is anything but plain (another class, hooks, adapters, cross-attention, another activation's module)
+keeps its own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import GELUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.bert.modeling_bert import BertEncoder
+from transformers.models.roberta.modeling_roberta import RobertaEncoder
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
+
+from sparring.distributed import cpu_multiplies_bf16
+from sparring.models.cpu import dropped, keep_mask
+
+ENCODERS = (BertEncoder, RobertaEncoder, XLMRobertaEncoder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of one length in a packed chunk."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear layer in the compute precision; ``packed`` is its weight as oneDNN lays it out, where that is used."""
+
+    weight: Tensor
+    bias: Tensor
+    packed: Tensor | None
+
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype, fused: bool) -> Product:
+        """One product for the layers that read the same input, their outputs side by side."""
+        weight = torch.cat([one.weight for one in linears]) if len(linears) > 1 else linears[0].weight
+        bias = torch.cat([one.bias for one in linears]) if len(linears) > 1 else linears[0].bias
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if fused else None
+        return cls(weight, bias, packed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)"""
+        if self.packed is None:
+            return functional.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """The product, and the activation of it."""
+        if self.packed is None or type(activation) is not GELUActivation:
+            return activation(self(x))  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]
+
+    def added(self, x: Tensor, residual: Tensor, p: float) -> Tensor:
+        """The product with dropout of probability p, plus the residual."""
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")  # type: ignore[no-any-return]
+        return dropped(self(x), p) + residual
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One encoder layer: its module, and its four products in the compute precision."""
+
+    module: Any
+    projections: Product
+    attended: Product
+    up: Product
+    down: Product
+
+
+@contextmanager
+def lean_encoders(model: nn.Module) -> Iterator[int]:
+    """Replace the forward of every plain encoder in ``model`` that is on a CPU; it comes back afterwards.
+
+    The precision is autocast's where that is on, else the weights'. Gradients reach the weights as usual.
+
+    Yields: how many encoders were replaced.
+    """
+    found = [module for module in model.modules() if is_plain(module)]
+    for encoder in found:
+        encoder.forward = partial(_forward, _layers(encoder))
+    try:
+        yield len(found)
+    finally:
+        for encoder in found:
+            del encoder.forward
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether this is an encoder whose layers do here what they do in their library, on a CPU."""
+    if type(module) not in ENCODERS or "forward" in vars(module):
+        return False
+    config: Any = module.config
+    plain = not (config.is_decoder or config.add_cross_attention or config.chunk_size_feed_forward)
+    plain &= not (getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False))
+    plain &= config._attn_implementation in ("sdpa", "eager")
+    linears = [child for child in module.modules() if hasattr(child, "in_features")]
+    plain &= all(type(child) is nn.Linear and child.bias is not None for child in linears)
+    plain &= not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+    return plain and all(p.device.type == "cpu" for p in module.parameters())
+
+
+def _layers(encoder: Any) -> list[Layer]:
+    """The encoder's layers; in bf16, at rest and without gradients, in the form that oneDNN multiplies fastest."""
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else next(encoder.parameters()).dtype
+    fused = dtype == torch.bfloat16 and not torch.is_grad_enabled() and not encoder.training and _fuses()
+    with torch.autocast("cpu", enabled=False):
+        layers = []
+        for module in encoder.layer:
+            attention = module.attention.self
+            groups = (
+                [attention.query, attention.key, attention.value], [module.attention.output.dense],
+                [module.intermediate.dense], [module.output.dense],
+            )  # fmt: skip
+            layers.append(Layer(module, *(Product.of(group, dtype, fused) for group in groups)))
+        return layers
+
+
+def _fuses() -> bool:
+    """Whether this torch has the fused products, and this CPU the units for which they pay."""
+    ops = ("_linear_pointwise", "_reorder_linear_weight")
+    return cpu_multiplies_bf16() and all(hasattr(torch.ops.mkldnn, name) for name in ops)
+
+
+def _forward(
+    layers: Sequence[Layer], hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+) -> BaseModelOutputWithPastAndCrossAttentions:
+    """(R, L, H) with a mask (R, 1, L or 1, L) -> last hidden states (R, L, H), zero where there is padding."""
+    rows, width, size = hidden_states.shape
+    keep = _kept(attention_mask)
+    x, places, runs = hidden_states.reshape(-1, size), None, [Run(rows, width)]
+    with torch.autocast("cpu", enabled=False):
+        if keep is not None:
+            runs = [Run(len(list(group)), length) for length, group in groupby(keep.sum(1).tolist())]
+            places = keep.reshape(-1).nonzero().squeeze(1)
+            x = x.index_select(0, places)
+        x = _encode(layers, x, runs)
+        if places is not None:
+            x = x.new_zeros(rows * width, size).index_copy(0, places, x)
+    return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.view(rows, width, size))
+
+
+def _kept(mask: Tensor | None) -> Tensor | None:
+    """Which tokens are no padding, bool (R, L); None for all. Every token of a row may look at the same ones."""
+    if mask is None:
+        return None
+    seen = mask[:, 0, 0]
+    keep = seen if seen.dtype == torch.bool else seen == 0
+    return None if bool(keep.all()) else keep
+
+
+def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
+    kind = x.dtype
+    x = x.to(layers[0].up.weight.dtype)
+    for layer in layers:
+        module, first, second = layer.module, layer.module.attention.output, layer.module.output
+        attended = _attention(layer.projections(x), module.attention.self, runs)
+        x = _norm(first.LayerNorm, layer.attended.added(attended, x, _p(first.dropout)))
+        inner = layer.up.activated(x, module.intermediate.intermediate_act_fn)
+        x = _norm(second.LayerNorm, layer.down.added(inner, x, _p(second.dropout)))
+    return x.to(kind)
+
+
+def _p(dropout: nn.Module) -> float:
+    return float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _attention(projected: Tensor, module: Any, runs: Sequence[Run]) -> Tensor:
+    """Every row attends to itself.  (T, 3 H) -> (T, H)"""
+    heads, scale, p = module.num_attention_heads, float(module.scaling), _p(module.dropout)
+    if torch.is_grad_enabled() or p:
+        found: Tensor = _Attention.apply(projected, runs, heads, scale, p)  # type: ignore[no-untyped-call]
+        return found
+    found, start = projected.new_empty(len(projected), projected.shape[1] // 3), 0
+    for run in runs:
+        part = slice(start, start := start + run.rows * run.length)
+        query, key, value = projected[part].view(run.rows, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query, key, value, scale=scale)
+        found[part] = attended.transpose(1, 2).reshape(run.rows * run.length, -1)
+    return found
+
+
+class _Attention(torch.autograd.Function):
+    r"""$\mathrm{dropout}(\mathrm{softmax}(s\,QK^\top))\,V$ of every row, with its gradient written out: what is kept
+    for it are the weights and the mask, and all rows write into one result."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, runs: Sequence[Run], heads: int, scale: float, p: float) -> Tensor:
+        found, start = projected.new_empty(len(projected), projected.shape[1] // 3), 0
+        kept: list[Tensor] = []
+        for run in runs:
+            part = slice(start, start := start + run.rows * run.length)
+            three = _by_head(projected[part], run, 3, heads)
+            query, key, value = three
+            weights = functional.softmax(_scores(query, key, scale), dim=-1)
+            mask = keep_mask(weights.shape, p, weights.dtype) if p else None
+            _from_heads(torch.bmm(weights * mask if mask is not None else weights, value), run, heads, found[part])
+            kept += [three, weights, *([mask] if mask is not None else [])]
+        ctx.save_for_backward(*kept)
+        ctx.runs, ctx.heads, ctx.scale, ctx.each = runs, heads, scale, 3 if p else 2
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = gradients
+        found, start = gradient.new_empty(len(gradient), 3 * gradient.shape[1]), 0
+        saved = ctx.saved_tensors
+        for number, run in enumerate(ctx.runs):
+            part = slice(start, start := start + run.rows * run.length)
+            (query, key, value), weights, *mask = saved[number * ctx.each : (number + 1) * ctx.each]
+            (output,) = _by_head(gradient[part], run, 1, ctx.heads)
+            used = weights * mask[0] if mask else weights
+            slope = torch.bmm(output, value.transpose(1, 2))
+            slope = torch._softmax_backward_data(slope.mul_(mask[0]) if mask else slope, weights, -1, weights.dtype)
+            three = torch.empty((3, *query.shape), dtype=query.dtype)
+            empty = query.new_empty(()).expand(query.shape)
+            torch.baddbmm(empty, slope, key, beta=0, alpha=ctx.scale, out=three[0])
+            torch.baddbmm(empty, slope.transpose(1, 2), query, beta=0, alpha=ctx.scale, out=three[1])
+            torch.bmm(used.transpose(1, 2), output, out=three[2])
+            _from_heads(three, run, ctx.heads, found[part])
+        return found, None, None, None, None
+
+
+def _scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """(R h, L, d) twice -> (R h, L, L)"""
+    shape = (len(query), query.shape[1], query.shape[1])
+    return torch.baddbmm(query.new_empty(()).expand(shape), query, key.transpose(1, 2), beta=0, alpha=scale)
+
+
+def _by_head(part: Tensor, run: Run, kinds: int, heads: int) -> Tensor:
+    """(R L, kinds h d) -> (kinds, R h, L, d), contiguous"""
+    split = part.view(run.rows, run.length, kinds, heads, -1).permute(2, 0, 3, 1, 4)
+    return split.reshape(kinds, run.rows * heads, run.length, -1)
+
+
+def _from_heads(values: Tensor, run: Run, heads: int, out: Tensor) -> None:
+    """(kinds, R h, L, d) into ``out`` (R L, kinds h d)"""
+    split = values.view(-1, run.rows, heads, run.length, values.shape[-1]).permute(1, 3, 0, 2, 4)
+    out.view(split.shape).copy_(split)
