@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,17 @@ class TokenStore:
     def lengths(self) -> np.ndarray:
         """Stored tokens of each text, int64 [N]: at most ``limit``."""
         return np.diff(self.offsets)
+
+    def select(self, rows: np.ndarray) -> TokenStore:
+        """A store in memory of the given texts, in the given order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        sizes = self.lengths[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
+        return replace(
+            self, ids=self.ids[flat], offsets=offsets, true_lengths=self.true_lengths[rows], fingerprint=digest
+        )
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
