@@ -124,8 +124,8 @@ def report(options: argparse.Namespace) -> str:
     for row in (RETRIEVER, CASCADE):
         one, two = (np.mean([value[f"{arm}|{row}"] for value in values], axis=0) for arm in ARMS)
         test, moved = paired_test(two, one), interval(two - one)
-        p = f"{test.p_randomisation:.3f}"
-        ends.append([row, str(interval(one)), str(interval(two)), f"{moved.mean:+.4f} [{moved.low:+.4f}, {moved.high:+.4f}]", p])
+        difference = f"{moved.mean:+.4f} [{moved.low:+.4f}, {moved.high:+.4f}]"
+        ends.append([row, str(interval(one)), str(interval(two)), difference, f"{test.p_randomisation:.3f}"])
     facts = found[0]
     return "\n\n".join([
         f"{options.recipe}, {facts['passages']:,} passages, {facts['train_queries']:,} training queries, "
