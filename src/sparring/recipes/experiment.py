@@ -31,7 +31,7 @@ from sparring.phases.evaluate import CASCADE, Table, ThreeRows, three_rows
 from sparring.phases.fit import Feed, Forwards, Name, Scorer, Step, Trainee, fit, make_trainee
 from sparring.phases.focus import union
 from sparring.phases.index import build_index
-from sparring.phases.mine import Searcher, denoise, mine, pool_overlap, pools_from_lists, positives_of, report
+from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
@@ -269,43 +269,28 @@ class Experiment:
             return load_generation(self.journal.checked(entry), self._kept_vectors)
         folder = self.run.path / "index" / f"{name}-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
-        focused = self.config.reencode == "focused" and previous is not None and previous.vectors is not None
-        if not focused:
-            corpus = self.run.phase(
-                f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
-                out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
-                progress=f"{name}: encode passages",
-            )  # fmt: skip
-        queries = encode(
-            self.retriever, self.feed.retriever_queries, "query",
-            token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
-        )  # fmt: skip
-        index: Searcher
-        facts: Mapping[str, Any] = {}
-        fresh = np.ones(len(self.dataset.corpus), dtype=bool)
-        lists = {}
-        if focused:
-            assert previous is not None
-            found = self.run.phase(
-                f"{name}-encode", self._focus, name, queries, previous, folder, depth=depth, complete=complete
-            )
-            index, facts, fresh = Searched(found.index, found.lists["train"]), found.facts, found.fresh
-            lists[self.dev.name] = self._scaled(found.lists["dev"])
-            searched = found.index
+        older = previous if self.config.reencode == "focused" and previous and previous.vectors else None
+        if older is None:
+            queries, found = self._whole(name, folder)
         else:
-            index = searched = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
-            lists[self.dev.name] = self._scaled(searched.search(queries[self.dev.rows], self.config.search_depth))
-        if fresh.all():
-            lists[self.test.name] = self._scaled(searched.search(queries[self.test.rows], self.config.search_depth))
+            queries = self._encode_queries(name)
+            found = self.run.phase(
+                f"{name}-encode", self._focus, name, queries, older, folder, depth=depth, complete=complete
+            )
+        lists = {self.dev.name: self._scaled(found.lists["dev"])}
+        if found.fresh.all():
+            of_test = found.index.search(queries[self.test.rows], self.config.search_depth)
+            lists[self.test.name] = self._scaled(of_test)
+        index = Searched(found.index, found.lists["train"]) if "train" in found.lists else found.index
         pools = self.run.phase(
             f"{name}-mine", mine, queries[self.train_rows], self.train_rows, self.positives, index,
             self.dataset.corpus.groups, depth=max(depth, self.config.mine_depth), scale=self.retriever.scale,
             known=self.excluded, answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
-        vectors = self._keep_vectors(name, previous if focused else None, folder / "passages.npy", fresh)
-        if focused:
-            assert vectors is not None
+        vectors = self._keep_vectors(name, older, folder / "passages.npy", found.fresh)
+        facts = found.facts
+        if older is not None and vectors is not None:
             facts = {**facts, "encoded_by": vectors.counts()}
             logger.info("%s: passages by the generation that encoded them: %s", name, facts["encoded_by"])
         self.run.metrics.write("refresh", generation=name, pool_overlap=overlap, **pools.counts, **facts)
@@ -321,6 +306,24 @@ class Experiment:
         Itself, unless it is a mix: then the rest is encoded and everything searched again, test too.
         """
         return self.refresh(f"{generation.name}-full", generation, complete=True) if generation.mixed else generation
+
+    def _whole(self, name: str, folder: Path) -> tuple[np.ndarray, Refocused]:
+        """Every passage encoded and indexed.  -> the queries' embeddings, and what dev found"""
+        corpus = self.run.phase(
+            f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
+            out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
+            progress=f"{name}: encode passages",
+        )  # fmt: skip
+        queries = self._encode_queries(name)
+        index = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
+        dev = index.search(queries[self.dev.rows], self.config.search_depth)
+        return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), index, {"dev": dev}, {})
+
+    def _encode_queries(self, name: str) -> np.ndarray:
+        return encode(
+            self.retriever, self.feed.retriever_queries, "query",
+            token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
+        )  # fmt: skip
 
     def _scaled(self, lists: Lists) -> Lists:
         return lists[0] * np.float32(self.retriever.scale), lists[1]
@@ -390,6 +393,8 @@ class Experiment:
     def _forget_vectors(self, name: str) -> None:
         """Remove embeddings that no refresh goes on from: all but the newest, the best pair's, and those that a
         recipe begins from."""
+        if self.config.reencode != "focused":
+            return
         wanted = {name, "zero-shot", "warm", *([self.best[2].name] if self.best else [])}
         for file in self._kept_vectors.glob("*.npy") if rank() == 0 else ():
             if file.stem not in wanted:

@@ -37,7 +37,7 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Refocused:
-    """What a focused refresh leaves.
+    """What a refresh leaves; a whole one has searched dev alone yet, and tells no facts.
 
     Attributes:
         vectors: [N, d], all rows; ``fresh`` (bool [N]) those of the current weights.
