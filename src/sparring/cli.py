@@ -232,15 +232,17 @@ def plan(
 
     It uses the very models and data, under the load that the machine has now. No run folder is written.
     """
+    from sparring.recipes.calibration import this_process
     from sparring.recipes.plan import plan as predict
     from sparring.recipes.train import resolve_config
 
+    process = this_process()
     settings = _settings(assignments, layers, seed, trust_remote_code, no_titles)
     resolved = resolve_config(recipe, config, settings)
     dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
     found = predict(
         dataset, retriever, ranker,
-        recipe=recipe, config=config, assignments=settings, corrections=corrections, out=out,
+        recipe=recipe, config=config, assignments=settings, corrections=corrections, out=out, process=process,
     )  # fmt: skip
     click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else found.text())
 

@@ -105,6 +105,7 @@ def test_what_lists_hold_is_freshly_encoded(rounds: tuple[Experiment, list[Gener
         assert fresh[generation.pools.top(1).candidates].all()
         assert fresh[generation.pools.heads[~np.isnan(generation.pools.head_scores)]].sum() > 0
         assert fresh[generation.lists["dev"][1][:, :2]].all()
+        assert not fresh[generation.lists["dev"][1]].all(), "deeper than the cascade looks"
 
 
 def test_test_is_read_from_embeddings_of_one_retriever(rounds: tuple[Experiment, list[Generation]]) -> None:

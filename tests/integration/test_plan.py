@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import resource
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +41,20 @@ def cpu_seconds() -> float:
 @pytest.fixture(scope="module", params=["ar2", "rocketqav2"])
 def both(
     request: pytest.FixtureRequest, start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Plan, Path, float, float]:
-    """A plan, then the run folder, its seconds and its CPU seconds."""
+) -> tuple[Plan, Path, float]:
+    """A plan, then the run folder and its CPU seconds, which depend little on what else the machine does."""
     arguments = {**start, "recipe": request.param, "cache": tmp_path_factory.mktemp("cache")}
     out = tmp_path_factory.mktemp("runs") / "run"
     before = sorted(Path(arguments["cache"]).rglob("tokens-*"))
     found = plan(**arguments, out=out, seconds=10)
     assert not out.exists(), "a plan writes no run folder"
     assert sorted(Path(arguments["cache"]).rglob("tokens-*")) == before
-    wall, used = time.perf_counter(), cpu_seconds()
+    used = cpu_seconds()
     train(**arguments, out=out)
-    return found, out, time.perf_counter() - wall, cpu_seconds() - used
+    return found, out, cpu_seconds() - used
 
 
-def test_every_phase_of_the_run_is_in_the_plan_and_in_its_order(both: tuple[Plan, Path, float, float]) -> None:
+def test_every_phase_of_the_run_is_in_the_plan_and_in_its_order(both: tuple[Plan, Path, float]) -> None:
     found, out, *_ = both
     done = [r["name"] for r in records(out, "phase")]
     planned = list(dict.fromkeys(line.phase for line in found.lines))
@@ -69,14 +68,13 @@ def test_every_phase_of_the_run_is_in_the_plan_and_in_its_order(both: tuple[Plan
     )
 
 
-def test_time_is_within_a_factor(both: tuple[Plan, Path, float, float]) -> None:
-    found, _, wall, used = both
+def test_cpu_time_is_within_a_factor(both: tuple[Plan, Path, float]) -> None:
+    found, _, used = both
     start = next(line.cost for line in found.lines if line.phase == "start")  # this process has started already
-    assert wall / FACTOR < found.total.wall - start.wall < wall * FACTOR
     assert used / FACTOR < found.total.cpu - start.cpu < used * FACTOR
 
 
-def test_updates_are_within_a_factor(both: tuple[Plan, Path, float, float]) -> None:
+def test_updates_are_within_a_factor(both: tuple[Plan, Path, float]) -> None:
     found, out, *_ = both
     took = {r["name"]: r["cpu"] for r in records(out, "phase")}
     for name in ("warm-retriever", "warm-ranker"):
@@ -84,7 +82,7 @@ def test_updates_are_within_a_factor(both: tuple[Plan, Path, float, float]) -> N
         assert took[name] / FACTOR < predicted < took[name] * FACTOR, name
 
 
-def test_room_is_within_a_factor(both: tuple[Plan, Path, float, float]) -> None:
+def test_room_is_within_a_factor(both: tuple[Plan, Path, float]) -> None:
     found, out, *_ = both
     peak = max(r["peak_memory_mb"] for r in records(out, "phase")) * 2**20
     assert peak / 2 < found.room.memory < peak * 2
@@ -113,11 +111,11 @@ def test_the_command_prints_tables_or_json(start: dict[str, Any], tmp_path: Path
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", start["data"], "--retriever", start["retriever"], "--ranker", start["ranker"], *settings()]
-    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "warmup")
+    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "ar2")
     assert result.exit_code == 0, result.output
-    for word in ("threads", "cores are usable", "refresh", "total", "memory, at its peak", "run folder, at its peak"):
+    for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak"):
         assert word in result.stdout
-    told = json.loads(call(*arguments, "--recipe", "warmup", "--json").stdout)
+    told = json.loads(call(*arguments, "--recipe", "ar2", "--json").stdout)
     assert 0 < told["share_of_refresh"] < 1
     assert told["seconds"] == pytest.approx(sum(phase["wall"] for phase in told["phases"]))
     assert set(told["hardware"]) == {"device", "precision", "threads", "processes"}

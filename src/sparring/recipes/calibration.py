@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparring.data import Dataset
+from sparring.log import peak_memory_bytes, reset_peak_memory
 from sparring.machine import process_age
 from sparring.models import Ranker, Retriever, TokenStore
 from sparring.phases.bm25 import Bm25
@@ -44,9 +45,7 @@ logger = logging.getLogger("sparring")
 
 QUERIES, PASSAGES = 512, 2048
 """Largest sample."""
-YOUNG = 30.0
-"""CPU seconds up to which this process stands for a fresh one: what it has done is to load libraries and data."""
-FRACTION = {"updates": 0.55, "encode": 0.12, "pairs": 0.12}
+FRACTION = {"updates": 0.5, "encode": 0.2, "pairs": 0.1}
 """Shares of the time that the three kinds of forward get; the rest is what everything else takes."""
 
 
@@ -86,12 +85,14 @@ class Watch:
 class Sample:
     """Some training queries, their positives and other passages: rows of the data set, and tokens of these texts alone.
 
-    ``positives[i]``: places among ``passages`` of the positives of ``queries[i]``.
+    ``positives[i]``: places among ``passages`` of the positives of ``queries[i]``. ``uniform``: places of the passages that
+    were drawn from all, each as likely: what an average passage costs is measured with them.
     """
 
     queries: np.ndarray
     passages: np.ndarray
     positives: list[np.ndarray]
+    uniform: np.ndarray
     feed: Feed
 
 
@@ -111,6 +112,17 @@ class Bench:
     ranked: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
     costs: dict[Unit, Cost] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    expected: int = 0
+    """Resident memory with a whole batch where only a part of one was measured, bytes."""
+    peak: int = 0
+    """Largest resident memory so far; `peak_memory_bytes` is begun anew now and then."""
+
+    def seen(self) -> int:
+        """The peak since it was begun anew, which it is."""
+        now = peak_memory_bytes()
+        self.peak = max(self.peak, now)
+        reset_peak_memory()
+        return now
 
     @contextmanager
     def measured(self, unit: Unit, amount: float) -> Iterator[None]:
@@ -120,20 +132,23 @@ class Bench:
         self.costs[unit] = watch.cost * (1 / amount)
 
 
-def draw_sample(dataset: Dataset, positives: Mapping[int, np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training queries and passages, all positives of the queries among them.  -> rows, rows"""
+def draw_sample(
+    dataset: Dataset, positives: Mapping[int, np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training queries; passages, all positives of the queries among them; and those of these that were drawn from all.
+    -> rows, rows, rows"""
     rng = np.random.default_rng(seed)
     rows = np.array(sorted(positives), dtype=np.int64)
     queries = np.sort(rng.choice(rows, min(QUERIES, len(rows)), replace=False))
     others = rng.choice(len(dataset.corpus), min(PASSAGES, len(dataset.corpus)), replace=False)
-    return queries, np.unique(np.concatenate([others, *(positives[int(q)] for q in queries)]))
+    return queries, np.unique(np.concatenate([others, *(positives[int(q)] for q in queries)])), others
 
 
 def tokenised(
     dataset: Dataset, retriever: Retriever, ranker: Ranker, positives: Mapping[int, np.ndarray], seed: int, budget: int
 ) -> tuple[Sample, dict[str, Cost]]:
     """The sample with its tokens, and what a text of each kind cost."""
-    queries, passages = draw_sample(dataset, positives, seed)
+    queries, passages, drawn = draw_sample(dataset, positives, seed)
     costs = {}
     stores: list[TokenStore] = []
     for name, table, rows, model in (
@@ -153,7 +168,8 @@ def tokenised(
         stores.append(made)
         costs[name] = watch.cost * (1 / len(rows))
     places = [np.searchsorted(passages, positives[int(q)]) for q in queries]
-    return Sample(queries, passages, places, Feed(stores[0], stores[1], stores[2], stores[3], budget)), costs
+    uniform = np.searchsorted(passages, drawn)
+    return Sample(queries, passages, places, uniform, Feed(stores[0], stores[1], stores[2], stores[3], budget)), costs
 
 
 # --- units ------------------------------------------------------------------------------------------------------------
@@ -196,11 +212,14 @@ def small(b: Bench, passages: int, dev: int, depth: int) -> None:
     results(b, dev, min(b.config.search_depth, passages))
 
 
+def this_process() -> Cost | None:
+    """What it took to start this process so far; asked right after the libraries are loaded, it stands for others."""
+    age = process_age()
+    return Cost(age, time.process_time()) if age is not None else None
+
+
 def new_process() -> Cost:
-    """A Python process that loads sentence-transformers: this one, where it has done little else; else a new one."""
-    age, used = process_age(), time.process_time()
-    if age is not None and used < YOUNG:
-        return Cost(age, used)
+    """A Python process that loads sentence-transformers."""
     before = os.times()
     with Watch() as watch:
         subprocess.run([sys.executable, "-c", "import sentence_transformers"], check=True, capture_output=True)
@@ -242,11 +261,10 @@ def forwards(b: Bench, encoding: float, scoring: float) -> None:
     """Passages and queries encoded, pairs scored; more and more of them until the time is spent."""
     rng, s = np.random.default_rng(1), b.sample
     shared = {"token_budget": b.encode_tokens, "dtype": b.dtype}
-    for unit, store, kind, time_ in (
-        ("passage", s.feed.retriever_passages, "passage", 0.8 * encoding),
-        ("query", s.feed.retriever_queries, "query", 0.2 * encoding),
+    for unit, store, kind, order, time_ in (
+        ("passage", s.feed.retriever_passages, "passage", s.uniform, 0.8 * encoding),
+        ("query", s.feed.retriever_queries, "query", rng.permutation(len(s.queries)), 0.2 * encoding),
     ):
-        order = rng.permutation(len(store))
 
         def run(rows: np.ndarray, store: TokenStore = store, kind: str = kind) -> None:
             encode(b.retriever, store.select(rows), kind, **shared)  # type: ignore[arg-type]
@@ -264,16 +282,16 @@ def forwards(b: Bench, encoding: float, scoring: float) -> None:
 
 
 def grown(run: Callable[[np.ndarray], None], rows: np.ndarray, seconds: float) -> Cost:
-    """Cost of a row: of the largest part of ``rows`` (64 and then four times as many) that fits in the time."""
+    """Cost of a row: of the largest part of ``rows`` (64, and then twice as many) that fits in the time."""
     size, spent = min(64, len(rows)), 0.0
     run(rows[:size])
     while True:
         with Watch() as watch:
             run(rows[:size])
         spent += watch.cost.wall
-        if size == len(rows) or spent + 4 * watch.cost.wall > seconds:
+        if size == len(rows) or spent + 2 * watch.cost.wall > seconds:
             return watch.cost * (1 / size)
-        size = min(4 * size, len(rows))
+        size = min(2 * size, len(rows))
 
 
 def teams(b: Bench) -> dict[Name, Trainee]:
@@ -316,14 +334,15 @@ def updates(b: Bench, team: Mapping[Name, Trainee], kind: UpdateKind, step: Step
     one, few = kind.accumulate, 4 * kind.accumulate
     if kind.batch <= few:
         return timed(b, team, kind, step, kind.batch, seconds)
-    first, second = (timed(b, team, kind, step, size, seconds / 6) for size in (one, few))
+    b.seen()
+    first, memory_first = timed(b, team, kind, step, one, seconds / 6), b.seen()
+    second, memory_second = timed(b, team, kind, step, few, seconds / 6), b.seen()
     slope = _less(second, first) * (1 / (few - one))
     if (second + slope * (kind.batch - few)).wall * 2 < seconds / 2:
         return timed(b, team, kind, step, kind.batch, seconds / 2)
-    b.notes.append(
-        f"an update of {kind.step!r} with {kind.batch} lists was estimated from {one} and {few} lists: "
-        "its memory may be more than measured"
-    )
+    b.notes.append(f"an update of {kind.step!r} with {kind.batch} lists was estimated from {one} and {few} lists")
+    more = max(0, memory_second - memory_first) // (few - one) * (kind.batch - few)
+    b.expected = max(b.expected, memory_second + more)
     least = second * (0.5 / few)  # of a list, should noise have hidden the slope
     slope = Cost(max(slope.wall, least.wall), max(slope.cpu, least.cpu))
     return second + slope * (kind.batch - few)

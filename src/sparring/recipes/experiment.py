@@ -359,7 +359,7 @@ class Experiment:
             vectors[rest] = encode_rows(rest, "rest")
             found = Refocused(vectors, np.ones(len(vectors), dtype=bool), *search(vectors, wanted), {"whole": True})
         else:
-            rows = union(last_lists(previous, closed, self.dev.name), len(vectors))
+            rows = union(last_lists(previous, self.dev.name, wanted), len(vectors))
             found = refocus(
                 rows, encode_rows, vectors, wanted,
                 sample=config.focus_sample, threshold=config.focus_missed, seed=self.seed_of(f"{name}-sample"),

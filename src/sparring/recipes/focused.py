@@ -70,10 +70,10 @@ class Searched:
         return self.index.vectors(rows)
 
 
-def last_lists(previous: Generation, depth: int, dev: str) -> list[np.ndarray]:
-    """Passages of the last generation's lists: pools to ``depth`` (0 is all), their positives, dev's."""
-    pools = previous.pools.top(depth) if depth else previous.pools
-    return [pools.candidates, pools.heads, previous.lists[dev][1]]
+def last_lists(previous: Generation, dev: str, wanted: Mapping[str, Wanted]) -> list[np.ndarray]:
+    """Passages of the last generation's lists, as deep as the new ones must be fresh: pools, their positives, dev's."""
+    pools = previous.pools.top(wanted["train"].closed)
+    return [pools.candidates, pools.heads, previous.lists[dev][1][:, : wanted["dev"].closed]]
 
 
 def refocus(

@@ -21,7 +21,7 @@ import torch
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import Choice, choose_processes, choose_tokens, make_accelerator
-from sparring.log import peak_memory_bytes, reset_peak_memory, table
+from sparring.log import reset_peak_memory, table
 from sparring.machine import cpus, memory_available, others, resident_bytes
 from sparring.models.tokens import stored
 from sparring.phases.evaluate import check_measures
@@ -159,12 +159,14 @@ def plan(
     cache: str | Path | None = None,
     out: str | Path | None = None,
     seconds: float = 25.0,
+    process: Cost | None = None,
 ) -> Plan:
     """Predict what `sparring.train` with the same arguments takes, on this machine and under its present load.
 
     Args:
         out: where the run folder would be, to see whether it fits; nothing is written there.
         seconds: how long to calibrate, about; loading data and models comes before.
+        process: what starting a process that loads the libraries takes; None tries it.
 
     Given model objects are copied. Raises: InputError as `sparring.train`.
     """
@@ -172,7 +174,7 @@ def plan(
     run: RunConfig = objects["run"]
     check_measures(run.measures, run.search_depth)
     place = Path(cache) if cache is not None else default_cache()
-    process, busy = new_process(), others()
+    process, busy = process or new_process(), others()
     with Watch() as loading:
         dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=run.titles)
         dataset = read_corrections(corrections, dataset).apply(dataset)
@@ -286,7 +288,8 @@ def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], texts: int) -> Roo
     tokens = int(np.mean(b.sample.feed.retriever_passages.lengths)) if len(b.sample.feed.retriever_passages) else 0
     bm25 = s.passages * (100 + 20 * tokens) if objects["warmup"].retriever_steps else s.passages * 12 * tokens
     on_gpu = b.accelerator.device.type == "cuda"
-    memory = peak_memory_bytes() + 2 * vectors + 4 * s.queries * s.dim + max(mining, bm25)
+    b.seen()
+    memory = max(b.peak, b.expected) + 2 * vectors + 4 * s.queries * s.dim + max(mining, bm25)
     states = (2 + s.trained_head) * weights
     kept = 3 * vectors if run.reencode == "focused" else 0
     lists = (s.dev + s.test) * run.search_depth * 40  # a line of a TREC file
