@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from sparring.data import Dataset, check, load
     from sparring.recipes.compare import compare
     from sparring.recipes.comparison import Comparison
+    from sparring.recipes.plan import Plan, plan
     from sparring.recipes.train import Trained, train
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Dataset", "InputError", "Trained", "check", "compare", "load", "train"]
+__all__ = ["Comparison", "Dataset", "InputError", "Plan", "Trained", "check", "compare", "load", "plan", "train"]
 
 _HOMES = {
     "Dataset": "sparring.data",
@@ -25,6 +26,8 @@ _HOMES = {
     "load": "sparring.data",
     "Comparison": "sparring.recipes.comparison",
     "compare": "sparring.recipes.compare",
+    "Plan": "sparring.recipes.plan",
+    "plan": "sparring.recipes.plan",
     "Trained": "sparring.recipes.train",
     "train": "sparring.recipes.train",
 }

@@ -196,10 +196,7 @@ def train(
     from sparring.recipes.train import train as run
     from sparring.rundir import require_unused, unfinished
 
-    extra = [("layers", layers), ("seed", seed)]
-    settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
-    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
-    settings += ["run.titles=false"] if no_titles else []
+    settings = _settings(assignments, layers, seed, trust_remote_code, no_titles)
     resolved = resolve_config(recipe, config, settings)
     if not unfinished(out):
         require_unused(out)
@@ -211,6 +208,53 @@ def train(
         )  # fmt: skip
     _show_run(result.path)
     leave()
+
+
+@main.command()
+@data_options()
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="How to train.")
+@click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
+@click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
+@click.option("--out", type=PATH, help="Where the run folder would be: does it fit there? Nothing is written.")
+@click.option("--config", type=PATH, help="TOML file.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
+@click.option("--seed", type=NUMBER, help="Seed of every random choice.")
+@_corrections
+@_trust
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every phase in it.")
+def plan(
+    data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
+    recipe: str, retriever: str, ranker: str, out: Path | None, config: Path | None, assignments: tuple[str, ...],
+    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """What `train` with the same options would take: time by phase, memory, disk; calibrates for under 30 seconds.
+
+    It uses the very models and data, under the load that the machine has now. No run folder is written.
+    """
+    from sparring.recipes.calibration import this_process
+    from sparring.recipes.plan import plan as predict
+    from sparring.recipes.train import resolve_config
+
+    process = this_process()
+    settings = _settings(assignments, layers, seed, trust_remote_code, no_titles)
+    resolved = resolve_config(recipe, config, settings)
+    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
+    found = predict(
+        dataset, retriever, ranker,
+        recipe=recipe, config=config, assignments=settings, corrections=corrections, out=out, process=process,
+    )  # fmt: skip
+    click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else found.text())
+
+
+def _settings(
+    assignments: tuple[str, ...], layers: int | None, seed: int | None, trust_remote_code: bool, no_titles: bool
+) -> list[str]:
+    """Options that stand for a setting, after those that were set."""
+    extra = [("layers", layers), ("seed", seed)]
+    settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
+    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
+    return settings + (["run.titles=false"] if no_titles else [])
 
 
 @contextmanager
@@ -593,13 +637,13 @@ def config(recipe: str) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Versions, device, precision and threads, and why each was chosen."""
-    from sparring.distributed import choose_device, choose_precision, choose_threads
+    """Versions, device, precision, threads and processes, and why each was chosen."""
+    from sparring.distributed import choose_device, choose_precision, choose_processes, choose_threads
     from sparring.log import table
     from sparring.rundir import versions
 
     device = choose_device()
-    choices = (device, choose_precision("auto", device.value), choose_threads())
+    choices = (device, choose_precision("auto", device.value), choose_threads(), choose_processes())
     wait = os.environ.get("OMP_WAIT_POLICY", "")
     rows = [[choice.name, choice.value, choice.reason] for choice in choices]
     rows.append(["OMP_WAIT_POLICY", wait, "idle threads sleep" if wait == "PASSIVE" else "set by you"])

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sparring.machine import cpus
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -60,13 +61,26 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def choose_threads(wanted: int = 0) -> Choice:
-    """Threads for CPU work: as asked, or the cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Threads for CPU work: as asked, or as many as this process may run at once (affinity, container quota).
+
+    Not fewer where other processes are busy at the moment: a run's numbers would depend on when it was started.
+    """
     if wanted:
         return Choice("threads", str(wanted), "asked for")
     if "OMP_NUM_THREADS" in os.environ:
         return Choice("threads", str(torch.get_num_threads()), "OMP_NUM_THREADS is set")
-    return Choice("threads", str(min(usable, torch.get_num_threads())), f"{usable} cores are usable by this process")
+    found = cpus()
+    return Choice("threads", str(min(found.usable, torch.get_num_threads())), found.reason)
+
+
+def choose_processes() -> Choice:
+    """How many processes this run has; it never starts others."""
+    if processes() > 1:
+        return Choice("processes", str(processes()), "as they were launched")
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        return Choice("processes", "1", f"{gpus} GPUs are visible: `accelerate launch` starts a process for each")
+    return Choice("processes", "1", "one device; its threads share the work")
 
 
 def choose_tokens(wanted: int, device: str, elsewhere: int) -> int:

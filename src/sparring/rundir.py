@@ -51,8 +51,9 @@ class RunDir:
         return cls(folder, Metrics(folder / "metrics.jsonl"))
 
     def phase(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function`` and record how long it took and the process's peak memory."""
-        start = time.monotonic()
+        """Call ``function`` and record how long it took, by the clock and in CPU seconds of this process, and the
+        process's peak memory."""
+        start, used = time.monotonic(), time.process_time()
         logger.info("%s ...", name)
         result = function(*args, **kwargs)
         release_memory()
@@ -60,7 +61,8 @@ class RunDir:
         if self.metrics.muted():
             return result
         self.phases.append((name, seconds, memory))
-        self.metrics.write("phase", name=name, took=round(seconds, 3), peak_memory_mb=memory // 2**20)
+        cpu = round(time.process_time() - used, 3)
+        self.metrics.write("phase", name=name, took=round(seconds, 3), cpu=cpu, peak_memory_mb=memory // 2**20)
         logger.info("%s: %.1f s", name, seconds)
         return result
 

@@ -33,7 +33,7 @@ POINTS = (
     "checkpoint 0", "checkpoint 9", "kept weights 0", "kept weights 5", "stored result 4", "stored result 9",
     "encode shard 0", "encode shard 2", "journal line 0", "journal line 12", "journal line 30", "index 2",
 )  # fmt: skip
-TIMED = {"seconds", "took", "peak_memory_mb"}
+TIMED = {"seconds", "took", "cpu", "peak_memory_mb"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +93,17 @@ class TokenStore:
         """Stored tokens of each text, int64 [N]: at most ``limit``."""
         return np.diff(self.offsets)
 
+    def select(self, rows: np.ndarray) -> TokenStore:
+        """A store in memory of the given texts, in the given order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        sizes = self.lengths[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
+        return replace(
+            self, ids=self.ids[flat], offsets=offsets, true_lengths=self.true_lengths[rows], fingerprint=digest
+        )
+
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
         """Memory-map a store that ``tokenize`` wrote."""
@@ -136,17 +147,32 @@ def tokenize(
     """
     source = _ListedTexts(table_or_texts) if isinstance(table_or_texts, Sequence) else table_or_texts
     tokenizer_id = tokenizer_id or tokenizer_fingerprint(tokenizer)
-    settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
-    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
-    settings["fingerprint"] = hashlib.sha256(key.encode()).hexdigest()
+    settings = _settings(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id)
     if cache is None:
         return _in_memory(source, tokenizer, settings, name)
-    folder = cache / f"tokens-{settings['fingerprint'][:24]}"
+    folder = _folder(cache, settings)
     if (folder / "manifest.json").exists():
         logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
     else:
         _write(folder, source, tokenizer, settings, name)
     return TokenStore.open(folder)
+
+
+def stored(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str, cache: Path) -> tuple[Path, bool]:
+    """Where `tokenize` keeps these texts' tokens, and whether they are there."""
+    folder = _folder(cache, _settings(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id))
+    return folder, (folder / "manifest.json").exists()
+
+
+def _settings(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str) -> dict[str, Any]:
+    """What a store depends on, and its fingerprint."""
+    settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
+    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
+    return {**settings, "fingerprint": hashlib.sha256(key.encode()).hexdigest()}
+
+
+def _folder(cache: Path, settings: dict[str, Any]) -> Path:
+    return cache / f"tokens-{settings['fingerprint'][:24]}"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

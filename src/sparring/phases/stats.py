@@ -85,6 +85,18 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0, *, resamples: int =
     return PairedTest(float(difference.mean()), p, _t(difference), len(a))
 
 
+def largest_share(hits: int, count: int, confidence: float) -> float:
+    """Upper Clopper-Pearson bound of a share of which ``hits`` of ``count`` were seen."""
+    return 1.0 if hits >= count else float(scipy_stats.beta.ppf(confidence, hits + 1, count - hits))
+
+
+def largest_mean(values: np.ndarray, confidence: float) -> float:
+    """Upper bound of a mean by Student's t, one-sided; two values or more."""
+    values = np.asarray(values, dtype=np.float64)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean() + scipy_stats.t.ppf(confidence, len(values) - 1) * error)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: with these, rejecting at alpha keeps the family's error rate at alpha.
 

@@ -287,7 +287,8 @@ def save_warm(x: Experiment, folder: Path, baselines: Baselines) -> None:
 def read_warm(x: Experiment, folder: Path) -> Baselines:
     """Put an earlier warm start back into the experiment."""
     rows, facts = load_rows(folder / "baselines.npz")
-    warm, x.start = load_generation(folder / "warm.npz"), load_generation(folder / "zero-shot.npz")
+    kept = folder / "vectors"
+    warm, x.start = load_generation(folder / "warm.npz", kept), load_generation(folder / "zero-shot.npz", kept)
     bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
     x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
     x.tables = [("warm start", Table(tuple(rows[facts["dev_rows"] :]), tuple(x.config.measures)))]
@@ -361,7 +362,8 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         "forwards": x.forwards.to_dict(), "references": len(outcome.test_rows),
         "dev_queries": len(x.dev.rows), "test_queries": len(x.test.rows),
     }  # fmt: skip
-    shutil.rmtree(folder / "index", ignore_errors=True)
+    for place in ("index", "vectors"):
+        shutil.rmtree(folder / place, ignore_errors=True)
     release_memory()
     write_report(folder)
     save_rows(done, rows, facts)

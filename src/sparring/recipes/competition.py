@@ -107,6 +107,7 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
     x.restore("best")
+    generation = x.complete(generation)  # test is read from embeddings of one retriever
     if name != "warm start":
         tables.append((name, x.three_rows(name, x.test, generation).table))
     x.run.metrics.write("test", best=name, rows=[[n, row.as_dict()] for n, table in tables for row in table.rows])

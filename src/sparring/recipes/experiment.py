@@ -29,13 +29,15 @@ from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
 from sparring.phases.evaluate import CASCADE, Table, ThreeRows, three_rows
 from sparring.phases.fit import Feed, Forwards, Name, Scorer, Step, Trainee, fit, make_trainee
+from sparring.phases.focus import union
 from sparring.phases.index import build_index
 from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
 from sparring.recipes.audits import Audits, audited
-from sparring.recipes.generation import Generation, Lists
+from sparring.recipes.focused import Refocused, Searched, Wanted, last_lists, refocus, search
+from sparring.recipes.generation import Generation, Lists, Vectors
 from sparring.recipes.journal import Entry, Journal
 from sparring.recipes.settings import Rates, RunConfig
 from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
@@ -250,40 +252,153 @@ class Experiment:
             known=self.excluded, generation="bm25",
         )  # fmt: skip
 
-    def refresh(self, name: str, previous: Generation | None = None, depth: int = 0) -> Generation:
+    def refresh(
+        self, name: str, previous: Generation | None = None, depth: int = 0, *, complete: bool = False
+    ) -> Generation:
         """Encode everything with the current retriever, index, search dev and test, mine the training queries.
 
-        ``depth``: passages per training query, when more than ``mine_depth`` are wanted.
+        With ``run.reencode`` "focused" and a previous generation only what can matter is encoded (`recipes.focused`);
+        the generation is then a mix, and has no lists of test.
+
+        Args:
+            depth: passages per training query, when more than ``mine_depth`` are wanted.
+            complete: encode everything all the same; what the previous generation encoded with these very weights
+                is taken over.
         """
         if (entry := self.passed("refresh", name)) is not None:
-            return load_generation(self.journal.checked(entry))
+            return load_generation(self.journal.checked(entry), self._kept_vectors)
         folder = self.run.path / "index" / f"{name}-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
-        corpus = self.run.phase(
-            f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
-            out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
-            progress=f"{name}: encode passages",
-        )  # fmt: skip
-        queries = encode(
-            self.retriever, self.feed.retriever_queries, "query",
-            token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
-        )  # fmt: skip
-        index = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
-        lists = {}
-        for split in (self.dev, self.test):
-            scores, rows = index.search(queries[split.rows], self.config.search_depth)
-            lists[split.name] = (scores * np.float32(self.retriever.scale), rows)
+        older = previous if self.config.reencode == "focused" and previous and previous.vectors else None
+        if older is None:
+            queries, found = self._whole(name, folder)
+        else:
+            queries = self._encode_queries(name)
+            found = self.run.phase(
+                f"{name}-encode", self._focus, name, queries, older, folder, depth=depth, complete=complete
+            )
+        lists = {self.dev.name: self._scaled(found.lists["dev"])}
+        if found.fresh.all():
+            of_test = found.index.search(queries[self.test.rows], self.config.search_depth)
+            lists[self.test.name] = self._scaled(of_test)
+        index = Searched(found.index, found.lists["train"]) if "train" in found.lists else found.index
         pools = self.run.phase(
             f"{name}-mine", mine, queries[self.train_rows], self.train_rows, self.positives, index,
             self.dataset.corpus.groups, depth=max(depth, self.config.mine_depth), scale=self.retriever.scale,
             known=self.excluded, answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
-        self.run.metrics.write("refresh", generation=name, pool_overlap=overlap, **pools.counts)
-        generation = Generation(name, pools, lists)
+        vectors = self._keep_vectors(name, older, folder / "passages.npy", found.fresh)
+        facts = found.facts
+        if older is not None and vectors is not None:
+            facts = {**facts, "encoded_by": vectors.counts()}
+            logger.info("%s: passages by the generation that encoded them: %s", name, facts["encoded_by"])
+        self.run.metrics.write("refresh", generation=name, pool_overlap=overlap, **pools.counts, **facts)
+        generation = Generation(name, pools, lists, vectors)
         self.done("refresh", name, self._store(name, save_generation, generation))
         shutil.rmtree(folder)
+        self._forget_vectors(name)
         return generation
+
+    def complete(self, generation: Generation) -> Generation:
+        """A generation whose passages are all encoded by the current weights, which must be those that made it.
+
+        Itself, unless it is a mix: then the rest is encoded and everything searched again, test too.
+        """
+        return self.refresh(f"{generation.name}-full", generation, complete=True) if generation.mixed else generation
+
+    def _whole(self, name: str, folder: Path) -> tuple[np.ndarray, Refocused]:
+        """Every passage encoded and indexed.  -> the queries' embeddings, and what dev found"""
+        corpus = self.run.phase(
+            f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
+            out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
+            progress=f"{name}: encode passages",
+        )  # fmt: skip
+        queries = self._encode_queries(name)
+        index = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
+        dev = index.search(queries[self.dev.rows], self.config.search_depth)
+        return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), index, {"dev": dev}, {})
+
+    def _encode_queries(self, name: str) -> np.ndarray:
+        return encode(
+            self.retriever, self.feed.retriever_queries, "query",
+            token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
+        )  # fmt: skip
+
+    def _scaled(self, lists: Lists) -> Lists:
+        return lists[0] * np.float32(self.retriever.scale), lists[1]
+
+    def _focus(
+        self, name: str, queries: np.ndarray, previous: Generation, folder: Path, *, depth: int, complete: bool
+    ) -> Refocused:
+        """The passages that can matter, encoded into a copy of the previous generation's embeddings."""
+        kept, config = previous.vectors, self.config
+        assert kept is not None
+        shutil.copyfile(kept.checked(), folder / "passages.npy")
+        vectors = np.load(folder / "passages.npy", mmap_mode="r+", allow_pickle=False)
+        encoded = 0
+
+        def encode_rows(rows: np.ndarray, what: str) -> np.ndarray:
+            nonlocal encoded
+            encoded += len(rows)
+            return encode(
+                self.retriever, self.feed.retriever_passages.select(rows), "passage",
+                out=folder / f"{what.replace(' ', '-')}.npy" if len(rows) else None,
+                token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode {what}",
+            )  # fmt: skip
+
+        mined, searched = max(depth, config.mine_depth), config.search_depth
+        closed = config.focus_depth
+        wanted = {
+            "train": Wanted(queries[self.train_rows], mined, min(closed, mined) or mined),
+            "dev": Wanted(queries[self.dev.rows], searched, max(closed, config.rerank_depth) if closed else searched),
+        }
+        if complete:
+            same = kept.weights == self.retriever.fingerprint()
+            rest = np.flatnonzero(~kept.fresh) if same else np.arange(len(vectors))
+            vectors[rest] = encode_rows(rest, "rest")
+            found = Refocused(vectors, np.ones(len(vectors), dtype=bool), *search(vectors, wanted), {"whole": True})
+        else:
+            rows = union(last_lists(previous, self.dev.name, wanted), len(vectors))
+            found = refocus(
+                rows, encode_rows, vectors, wanted,
+                sample=config.focus_sample, threshold=config.focus_missed, seed=self.seed_of(f"{name}-sample"),
+            )  # fmt: skip
+        vectors.flush()
+        return replace(found, facts={"encoded": encoded, "encoded_share": encoded / len(vectors), **found.facts})
+
+    # --- embeddings that a focused refresh goes on from ---------------------------------------------------------
+
+    @property
+    def _kept_vectors(self) -> Path:
+        return self.run.path / "vectors"
+
+    def _keep_vectors(self, name: str, before: Generation | None, made: Path, fresh: np.ndarray) -> Vectors | None:
+        """Move a refresh's embeddings to where the next one finds them; None where no refresh will look."""
+        if self.config.reencode != "focused":
+            return None
+        older = before.vectors if before is not None else None
+        of_row = np.zeros(len(fresh), dtype=np.int32)
+        made_by: tuple[str, ...] = (name,)
+        if older is not None:
+            made_by = (*older.made_by, name)
+            of_row = np.where(fresh, np.int32(len(older.made_by)), older.of_row).astype(np.int32)
+        file = self._kept_vectors / f"{name}.npy"
+        if rank() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.replace(file)
+        self.accelerator.wait_for_everyone()
+        return Vectors(file, sha256(file), self.retriever.fingerprint(), made_by, of_row)
+
+    def _forget_vectors(self, name: str) -> None:
+        """Remove embeddings that no refresh goes on from: all but the newest, the best pair's, and those that a
+        recipe begins from."""
+        if self.config.reencode != "focused":
+            return
+        wanted = {name, "zero-shot", "warm", *([self.best[2].name] if self.best else [])}
+        for file in self._kept_vectors.glob("*.npy") if rank() == 0 else ():
+            if file.stem not in wanted:
+                file.unlink()
 
     def denoise(
         self, pools: Pools, *, rule: str, negative: float, positive: float, depth: int, heads: int, label: str
@@ -291,7 +406,7 @@ class Experiment:
         """Lists whose negatives the ranker scores low, and new lists headed by passages that it scores high."""
         if (entry := self.passed("denoise", label)) is not None:
             self.audits.add_denoised(pools.generation, entry["counts"])
-            return load_generation(self.journal.checked(entry)).pools
+            return load_generation(self.journal.checked(entry), self._kept_vectors).pools
         rng = np.random.default_rng(self.seed_of(label))
         rows = np.arange(len(pools))
         if heads and heads < len(rows):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparring.config import at_least, one_of, within
+from sparring.types import InputError
 
 DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
 """What `sparring compare` compares unless told otherwise (`sparring.recipes.arms.parse_arms`)."""
@@ -53,6 +54,17 @@ class RunConfig:
     """faiss index for mining and search."""
     mine_depth: int = 100
     """Passages per training query from which negatives are drawn."""
+    reencode: Literal["all", "focused"] = "all"
+    """Passages that a refresh between rounds encodes again: all, or those that can be in a list (docs/focused.md). Test
+    is always read from embeddings of one retriever."""
+    focus_depth: int = 0
+    """focused: how deep a training query's list has to be freshly encoded; 0 is all of `mine_depth`. Dev's lists:
+    at least `rerank_depth`, 0 is all of `search_depth`."""
+    focus_sample: int = 500
+    """focused: other passages, drawn at random, that are encoded too and tell what is missed."""
+    focus_missed: float = 0.02
+    """focused: largest share of list entries that stale embeddings may hide; a refresh whose estimate may lie above it
+    (upper end of the 95 % interval) encodes all."""
     answer_filter: bool = False
     """Drop candidates that contain an answer string of the query (data sets with answers)."""
     search_depth: int = 100
@@ -89,12 +101,20 @@ class RunConfig:
         at_least(0, retriever_max_length=self.retriever_max_length, ranker_max_length=self.ranker_max_length)
         at_least(1, mine_depth=self.mine_depth, search_depth=self.search_depth, rerank_depth=self.rerank_depth)
         at_least(0, audit_lists=self.audit_lists)
-        at_least(1, audit_depth=self.audit_depth)
+        at_least(1, audit_depth=self.audit_depth, focus_sample=self.focus_sample)
+        at_least(0, focus_depth=self.focus_depth)
+        within(0, 1, focus_missed=self.focus_missed)
         at_least(64, train_tokens=self.train_tokens or 64, encode_tokens=self.encode_tokens or 64)
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("similarity", self.similarity, ("auto", "dot", "cosine"))
         one_of("pooling", self.pooling, ("mean", "cls"))
         one_of("index", self.index, ("exact", "hnsw", "ivf"))
+        one_of("reencode", self.reencode, ("all", "focused"))
+        if self.reencode == "focused" and self.index != "exact":
+            raise InputError(
+                "a focused refresh searches exactly: else what it misses cannot be told from what the index misses",
+                where="run.reencode, run.index", expected='index = "exact"', got=self.index,
+            )  # fmt: skip
         one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
         one_of("select_by", self.select_by, self.measures)
 

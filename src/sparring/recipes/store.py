@@ -17,7 +17,7 @@ import numpy as np
 from sparring.phases.evaluate import Row
 from sparring.phases.pools import Pools
 from sparring.phases.stats import Estimate
-from sparring.recipes.generation import Generation, Lists
+from sparring.recipes.generation import Generation, Lists, Vectors
 from sparring.types import InputError
 
 _POOLS = tuple(field.name for field in fields(Pools) if field.name not in ("generation", "depth", "counts"))
@@ -30,19 +30,33 @@ def save_generation(path: Path, generation: Generation) -> None:
     for split, (scores, rows) in generation.lists.items():
         arrays |= {f"scores|{split}": scores, f"rows|{split}": rows}
     counts = {name: int(count) for name, count in pools.counts.items()}
-    facts = {"name": generation.name, "generation": pools.generation, "depth": pools.depth, "counts": counts}
+    facts: dict[str, Any] = {
+        "name": generation.name, "generation": pools.generation, "depth": pools.depth, "counts": counts,
+    }  # fmt: skip
+    kept = generation.vectors
+    if kept is not None:
+        arrays["vectors|of_row"] = kept.of_row
+        own = {"file": kept.file.name, "digest": kept.digest, "weights": kept.weights, "made_by": list(kept.made_by)}
+        facts["vectors"] = own
     _save(path, arrays, {**facts, "splits": list(generation.lists)})
 
 
-def load_generation(path: Path) -> Generation:
-    """What `save_generation` wrote; InputError when it cannot be read."""
+def load_generation(path: Path, vectors: Path) -> Generation:
+    """What `save_generation` wrote; InputError when it cannot be read.
+
+    ``vectors``: the folder of kept embeddings, which are checked only when they are read.
+    """
     arrays, facts = _load(path)
     pools = Pools(
         **{name: arrays[f"pools|{name}"] for name in _POOLS},
         generation=facts["generation"], depth=facts["depth"], counts=facts["counts"],
     )  # fmt: skip
     lists = {split: (arrays[f"scores|{split}"], arrays[f"rows|{split}"]) for split in facts["splits"]}
-    return Generation(facts["name"], pools, lists)
+    own, kept = facts.get("vectors"), None
+    if own is not None:
+        of_row, made_by = arrays["vectors|of_row"], tuple(own["made_by"])
+        kept = Vectors(vectors / own["file"], own["digest"], own["weights"], made_by, of_row)
+    return Generation(facts["name"], pools, lists, kept)
 
 
 def save_lists(path: Path, lists: Lists) -> None:

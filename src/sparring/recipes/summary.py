@@ -74,6 +74,22 @@ def _named(tables: Sequence[tuple[str, Table]]) -> list[dict[str, Any]]:
     return [{**row.as_dict(), "name": f"{name}: {row.name}"} for name, found in tables for row in found.rows]
 
 
+def refresh_sentences(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What focused refreshes encoded and may have missed; none where all of them encoded everything."""
+    lines = []
+    for record in records:
+        if record["kind"] == "refresh" and "encoded" in record:
+            share = f"{record['encoded_share']:.0%}"
+            text = f"Refresh {record['generation']} encoded {record['encoded']:,} passages ({share})"
+            if "train_missed" in record:
+                text += (
+                    f"; share of list entries missed {record['train_missed']:.4f}, "
+                    f"at most {record['train_missed_upper']:.4f}"
+                )
+            lines.append(text + (": whole." if record["whole"] else ": dev's rows are from a mix of generations."))
+    return lines
+
+
 def training_table(records: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
     """Means of every training phase: loss terms, retriever entropy, reward, share of lists where a negative is
     preferred; and how much of the pool each refresh kept."""
@@ -107,6 +123,7 @@ def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str
         f"{head}Test ({len(x.test.rows)} queries), read once, means with 95 % intervals", "",
         result_table(outcome.test_rows, outcome.test_tables, outcome.measures, markdown=markdown), "",
         *(f"- {sentence}" for sentence in (*outcome.sentences(), *x.audits.sentences())),
+        *(f"- {sentence}" for sentence in refresh_sentences(x.run.metrics.records)),
         *([f"- {x.corrections}"] if x.corrections.verdicts else []), "",
         f"{head}Training, means over the updates of each phase", "",
         training_table(x.run.metrics.records, markdown=markdown), "",

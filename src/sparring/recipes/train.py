@@ -393,7 +393,8 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     write_report(x.run.path)
     shutil.rmtree(x.run.path / "index", ignore_errors=True)
     x.journal.forget()  # from here on the run is finished
-    shutil.rmtree(x.run.path / "states", ignore_errors=True)
+    for place in ("states", "vectors"):
+        shutil.rmtree(x.run.path / place, ignore_errors=True)
     (x.run.path / LOCK).unlink(missing_ok=True)
 
 
