@@ -93,7 +93,7 @@ def refocus(
         vectors: earlier embeddings, float32 [N, d], written to.
         wanted: "train" and other kinds of query; train decides.
         sample: passages drawn at random from the stale ones.
-        threshold: largest upper bound of training's missed share.
+        threshold: largest upper bound of training's missed share; 1 or more bounds nothing.
     """
     fresh = np.zeros(len(vectors), dtype=bool)
 
@@ -111,7 +111,7 @@ def refocus(
     rows, left = outside(fresh, sample, seed), int((~fresh).sum())
     renew(rows, "sample")
     estimates = {kind: estimate(w, lists[kind][0], vectors[rows], left) for kind, w in wanted.items()}
-    whole = estimates["train"].upper > threshold
+    whole = threshold < 1 and estimates["train"].upper > threshold
     if whole:
         renew(np.flatnonzero(~fresh), "rest")
     if len(rows):

@@ -64,7 +64,7 @@ class RunConfig:
     """focused: other passages, drawn at random, that are encoded too and tell what is missed."""
     focus_missed: float = 0.02
     """focused: largest share of list entries that stale embeddings may hide; a refresh whose estimate may lie above it
-    (upper end of the 95 % interval) encodes all."""
+    (upper end of the 95 % interval) encodes all. 1 sets no bound."""
     answer_filter: bool = False
     """Drop candidates that contain an answer string of the query (data sets with answers)."""
     search_depth: int = 100
