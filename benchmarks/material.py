@@ -45,9 +45,13 @@ class Material:
                               similarity="cosine")  # fmt: skip
 
     def ranker(self) -> Ranker:
-        """A fresh one; a new head is drawn with a fixed seed."""
+        """A fresh one. A new head is drawn with a fixed seed and made larger, so that scores differ from each other."""
         layers = self.options.ranker_layers
-        return load_ranker(str(self.model), layers=layers, max_length=self.options.ranker_length)
+        ranker = load_ranker(str(self.model), layers=layers, max_length=self.options.ranker_length)
+        if ranker.new_head:
+            with torch.no_grad():
+                ranker.get_submodule("model.0.model.classifier").weight.mul_(20)
+        return ranker
 
     def feed(self, retriever: Retriever, ranker: Ranker, budget: int = 2048) -> Feed:
         """Tokens of all texts for both models."""
