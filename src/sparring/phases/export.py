@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparring.models import Ranker, Retriever
+from sparring.models.folder import note_export
 from sparring.models.loading import quiet_transformers
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
@@ -100,6 +101,7 @@ def export(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         for name, place in places.items():
+            note_export(aside / name)
             if place.exists():
                 place.rmdir()
             os.replace(aside / name, place)
