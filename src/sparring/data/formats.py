@@ -56,7 +56,7 @@ def labels(path: Path, problem: Problem = raise_problem) -> Iterator[Label]:
     for number, line in lines(path, problem):
         count = count or _columns(line)
         columns = trec.fields(line, count or 4)
-        if len(columns) != count:
+        if not count or len(columns) != count:
             known = {3: "query-id corpus-id score", 4: "qid iter docid rel"}
             expected = known[count] + ", as in the first line" if count else " or ".join(known.values())
             got = f"{len(columns)} columns: {line}"

@@ -48,9 +48,9 @@ def resolve(model: str | Path, *, trust_remote_code: bool = False) -> Path:
             got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             fix = "check the name and the connection, or give a local folder"
             raise InputError("The model cannot be found.", where=text, expected=_EXPECTED, got=got, fix=fix) from error
+    require_as_exported(folder)
     _require_files(folder)
     require_harmless(folder, trust_remote_code=trust_remote_code)
-    require_as_exported(folder)
     return folder
 
 

@@ -127,7 +127,7 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         if vectors.dtype.kind != "f":
             raise ValueError(f"values of type {vectors.dtype}, no floats")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises what numpy's, ast's and tokenize's parsers do
         raise InputError("not an embeddings file", where=str(path), got=str(error)) from None
     try:
         names = ids.read_bytes().decode("utf-8").split("\n")  # only this ends a line: ids are any text
