@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -95,13 +96,20 @@ def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:
 
 
 def aside(path: Path, ending: str = "part") -> Path:
-    """Where this process writes ``path`` before it is renamed. What killed processes of this machine left there, and
-    anything older than a day, is removed."""
+    """Where this process writes ``path`` before it is renamed.
+
+    Files that killed processes of this machine left there are removed, and anything that is older than a day: a folder
+    may be another machine's, which is at work on it.
+    """
     for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.{ending}"):
         owner = leftover.name.removesuffix(f".{ending}").rpartition(".")[2]
         try:
             old = time.time() - leftover.stat().st_mtime > DAY
-            if leftover.is_file() and owner.isdecimal() and (old or not _alive(int(owner))):
+            if not owner.isdecimal() or not (old or (leftover.is_file() and not _alive(int(owner)))):
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink()
         except OSError:
             continue  # another process was faster

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz import READERS, search
+from fuzz import CORPUS, READERS, by_lines, search, text_case
 from sparring.config import build, read_toml, to_toml
 from sparring.data import beir, dpr, formats, load, msmarco, read_qrels, read_run, trec, write_qrels, write_run
 from sparring.data.corrections import Corrections, read_corrections
@@ -279,3 +279,20 @@ def test_a_byte_order_mark_before_toml(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[run]\r\nseed = 1\r\n")
     assert read_toml(tmp_path / "c.toml") == {"run": {"seed": 1}}
     assert json.dumps(read_toml(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda path: [json.loads(line) for line in path.read_bytes().splitlines()], "Error"),
+        (lambda path: list(beir.passages(path))[:1], "not whole"),
+        (lambda path: list(beir.passages(path, lambda _: None)), "not whole"),
+    ],
+)
+def test_the_search_finds_a_reader_that_crashes_or_loses_rows(
+    read: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(READERS, "broken", text_case("c.jsonl", CORPUS, read, by_lines()))  # type: ignore[arg-type]
+    _, _, wrong = search("broken", inputs=300)
+    assert wrong is not None
+    assert told in wrong[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,9 +171,13 @@ def test_a_gzip_files_own_name_is_not_used(inside: Path) -> None:
 
 
 def test_what_a_killed_process_left_aside_is_removed(inside: Path) -> None:
-    dead, alive, other = (inside / f".run.trec.{pid}.part" for pid in (2**22 + 1, 1, "notes"))
+    dead, alive, other, folder, old = (inside / f".run.trec.{n}.part" for n in (2**22 + 1, 1, "notes", 2**22 + 2, 3))
     for path in (dead, alive, other):
         path.write_text("half")
+    for path in (folder, old):
+        path.mkdir()
+        (path / "text.arrow").write_text("half")
+    os.utime(old, (1, 1))
     with write_text(inside / "run.trec") as file:
         file.write("whole")
-    assert {p.name for p in inside.iterdir()} == {"run.trec", alive.name, other.name}
+    assert {p.name for p in inside.iterdir()} == {"run.trec", alive.name, other.name, folder.name}

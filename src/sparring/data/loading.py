@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparring import __version__
+from sparring import __version__, files
 from sparring.data import dpr, formats
 from sparring.data.dataset import Dataset
 from sparring.data.layout import Files, Layout, find
@@ -128,7 +128,7 @@ def convert(
     query_origin: Origin | None = None,
 ) -> None:
     """Write the tables and labels of a layout into ``folder``, which appears only when all is there."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    aside = files.aside(folder)
     try:
         try:
             aside.mkdir(parents=True, exist_ok=True)
@@ -151,8 +151,8 @@ def convert(
 
 
 def _passages(layout: Layout, problem: Problem, origin: Origin) -> Iterator[tuple[str, str, str]]:
-    files = ((path, row) for path in layout.corpus for row in formats.passages(path, problem))
-    for path, row in files if layout.corpus else dpr.union(layout.dpr, problem):
+    rows = ((path, row) for path in layout.corpus for row in formats.passages(path, problem))
+    for path, row in rows if layout.corpus else dpr.union(layout.dpr, problem):
         origin.note(path, row.line)
         yield row.id, row.title if layout.titles else "", row.text
 

@@ -87,6 +87,8 @@ def export(
                 got="other files", fix="choose another output folder",
             )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".export-*"):  # of an export that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         models = {"retriever": retriever.model, "ranker": ranker.model}

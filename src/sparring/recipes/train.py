@@ -397,8 +397,8 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     kept weights."""
     write_results(x, outcome)
     metrics = {row.name: {m: str(row.estimates[m]) for m in outcome.measures} for row in outcome.best_test.rows}
-    for half in (x.run.path / "retriever", x.run.path / "ranker", *x.run.path.glob(".export-*")):
-        shutil.rmtree(half, ignore_errors=True)  # of a run that was stopped here
+    for name in ("retriever", "ranker"):  # a half export of a run that was stopped here
+        shutil.rmtree(x.run.path / name, ignore_errors=True)
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,
         card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
