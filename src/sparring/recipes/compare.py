@@ -394,7 +394,7 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     folder = session.folder / arm.folder
     done, settings = folder / "arm.npz", json.loads(json.dumps(asdict(config)))
     if done.is_file():
-        facts = load_rows(done)[1]
+        facts = finished(folder)[1]
         _require_same(done, facts["settings"], settings)
         session.require_from_here(done, facts["warm"])
         return
