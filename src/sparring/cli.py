@@ -478,7 +478,7 @@ def encode(
 )
 @click.option("--out", required=True, type=PATH, help="A faiss index file.")
 def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf"], out: Path) -> None:
-    """Build a search index from passage embeddings."""
+    """Build a search index from passage embeddings; OUT.json says from which, with checksums."""
     from sparring.recipes.standalone import index_to
 
     click.echo(f"{out}: {index_to(embeddings, kind, out)} passages ({kind})")

@@ -23,8 +23,7 @@ Sections = Mapping[str, type]
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file, or InputError with the line that is wrong."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
             "the configuration file does not exist", where=str(path), expected="a TOML file", fix="check --config"
@@ -36,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             expected="a TOML file",
             got=error.strerror or str(error),
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and deep nesting
         raise InputError(
             "the configuration is not TOML", where=str(path), expected="key = value lines", got=str(error)
         ) from None
@@ -189,9 +188,10 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 def _literal(text: str) -> Any:
     """The TOML value that ``text`` spells, or the text itself, so that strings need no quotes on a command line."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return values["value"] if len(values) == 1 else text
 
 
 def _toml(value: Any) -> str:
@@ -199,7 +199,9 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 def _show(default: object) -> str:

@@ -6,6 +6,7 @@ Nothing here prints: bars go to standard error through tqdm, and only when it is
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import logging
 import math
@@ -79,6 +80,7 @@ class Metrics:
         self.path, self.tracker, self.start = path, tracker, time.monotonic()
         self.records: list[dict[str, Any]] = []
         self.muted: Callable[[], bool] = lambda: False
+        self._size, self._digest = 0, hashlib.sha256()
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one record. Numbers that are not finite are written as null, never as bare NaN. Nothing while
@@ -92,17 +94,20 @@ class Metrics:
                 self.tracker(numbers)
 
 
-    def size(self) -> int:
-        """Bytes of the file so far."""
-        return self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
+    def mark(self) -> dict[str, Any]:
+        """Bytes of the file so far, and their SHA-256."""
+        return {"size": self._size, "sha256": self._digest.hexdigest()}
 
-    def go_on(self, size: int) -> None:
-        """Take an earlier part of the run over: the first ``size`` bytes of the file; the rest is cut off."""
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Take an earlier part of the run over: the first bytes of the file, up to a `mark`; the rest is cut off."""
         assert self.path is not None
-        if self.size() < size:
+        size = int(mark["size"])
+        found = self.path.read_bytes() if self.path.is_file() else b""
+        self._size, self._digest = size, hashlib.sha256(found[:size])
+        if len(found) < size or self.mark() != mark:
             raise InputError(
                 "the metrics of the stopped run are missing or damaged", where=str(self.path),
-                expected=f"{size} bytes or more", got=f"{self.size()} bytes",
+                expected=f"{size} bytes as they were written", got=f"{len(found)} bytes",
                 fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip
         self.path.touch()
@@ -115,14 +120,35 @@ class Metrics:
         """Append a finished record, another run's for example."""
         self.records.append(dict(record))
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+            line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+            self._size += len(line)
+            self._digest.update(line)
+            with self.path.open("ab") as file:
+                file.write(line)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a last line that a crash cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a ``metrics.jsonl``; a last line that a crash cut short is left out.
+
+    Raises: InputError at the line that is no record.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError("the metrics cannot be read", where=str(path), got=error.strerror or str(error)) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+            if not isinstance(record, dict) or "kind" not in record or "seconds" not in record:
+                raise ValueError("no object with a kind and seconds")
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                "a line is not a record", where=f"{path}:{number}", expected='{"kind": ..., "seconds": ...}',
+                got=str(error), fix="the file is damaged: begin again with another --out",
+            ) from None  # fmt: skip
+        found.append(record)
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -66,9 +66,9 @@ class RunDir:
         logger.info("%s: %.1f s", name, seconds)
         return result
 
-    def go_on(self, size: int) -> None:
-        """Take over what an earlier process recorded in the first ``size`` bytes of the metrics."""
-        self.metrics.go_on(size)
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Take over what an earlier process recorded in the metrics, up to a mark."""
+        self.metrics.go_on(mark)
         own = [r for r in self.metrics.records if r["kind"] == "phase"]
         self.phases = [(r["name"], r["took"], r["peak_memory_mb"] * 2**20) for r in own]
 

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from sparring.data.rows import Label, PassageRow, QueryRow
-from sparring.data.textfiles import Problem, bad_id, bad_row, encodable, lines, raise_problem, tsv_field, write_text
+from sparring.data.textfiles import (
+    Problem,
+    bad_id,
+    bad_row,
+    decode_json,
+    encodable,
+    grade,
+    lines,
+    raise_problem,
+    tsv_field,
+    write_text,
+)
 from sparring.types import Qrels
 
 HEADER = ("query-id", "corpus-id", "score")
@@ -30,6 +41,10 @@ def queries(path: Path, problem: Problem = raise_problem) -> Iterator[QueryRow]:
         answers = metadata.get("answers") if isinstance(metadata, dict) else None
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             answers = []
+        if not all(map(encodable, answers)):
+            got = "answers with half of a surrogate pair, which is not valid Unicode"
+            problem(bad_row("an answer cannot be read", path, line, expected="valid Unicode", got=got))
+            continue
         yield QueryRow(line, id, item["text"], tuple(answers))
 
 
@@ -37,7 +52,7 @@ def _objects(path: Path, problem: Problem) -> Iterator[tuple[int, str, dict[str,
     expected = 'one JSON object a line: {"_id": "...", "title": "...", "text": "..."}'
     for number, line in lines(path, problem):
         try:
-            item = json.loads(line)
+            item = decode_json(line)
         except ValueError as error:
             problem(bad_row("a line is not JSON", path, number, expected=expected, got=f"{line[:100]} ({error})"))
             continue
@@ -96,11 +111,11 @@ def label(line: int, fields: list[str], path: Path, problem: Problem) -> Label |
     """One line of three fields; None after a problem."""
     wrong = bad_id(fields[0]) or bad_id(fields[1])
     try:
-        grade = int(fields[2])
+        value = grade(fields[2])
     except ValueError:
         wrong = wrong or f"the score {fields[2]!r}"
     if wrong:
         expected = "query-id<TAB>corpus-id<TAB>score, the score a whole number"
         problem(bad_row("a label cannot be read", path, line, expected=expected, got=wrong))
         return None
-    return Label(line, fields[0], fields[1], grade)
+    return Label(line, fields[0], fields[1], value)

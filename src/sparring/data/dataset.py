@@ -12,6 +12,20 @@ from sparring.data.table import TextTable
 from sparring.types import InputError, Qrels
 
 
+def split_name(split: str) -> str:
+    """A split's name, which becomes part of file names; InputError when it cannot, or would lead to another folder."""
+    plain = split.isprintable() and not any(character in split for character in '/\\:*?"<>|')
+    if not split or split.startswith(".") or not plain or len(split.encode("utf-8", "replace")) > 100:
+        raise InputError(
+            "a split's name cannot be part of a file name",
+            where=f"split {split[:100]!r}",
+            expected="up to 100 letters, digits, '.', '-' and '_', the first no '.'",
+            got=repr(split[:100]),
+            fix="rename the split",
+        )
+    return split
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Passages and queries (memory-mapped) with labels by split name.
@@ -19,7 +33,7 @@ class Dataset:
     Attributes:
         corpus: the passages.
         queries: the queries of all splits; their title is empty.
-        qrels: split name -> query id -> passage id -> grade. A grade above 0 is a positive.
+        qrels: split name (see `split_name`) -> query id -> passage id -> grade. A grade above 0 is a positive.
         answers: query id -> answer strings, where the source has them (DPR).
         source: where it was loaded from, for people.
     """
@@ -29,6 +43,10 @@ class Dataset:
     qrels: Mapping[str, Qrels]
     answers: Mapping[str, tuple[str, ...]]
     source: str
+
+    def __post_init__(self) -> None:
+        for name in self.qrels:
+            split_name(name)
 
     @functools.cached_property
     def fingerprint(self) -> str:

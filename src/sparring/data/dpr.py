@@ -57,7 +57,7 @@ def table(path: Path, problem: Problem = raise_problem) -> Iterator[PassageRow]:
             ends[0] = number
             yield line + "\n"
 
-    reader = csv.reader(text(), delimiter="\t")
+    reader, header = csv.reader(text(), delimiter="\t", strict=True), True
     while True:
         start = ends[0] + 1
         try:
@@ -67,7 +67,8 @@ def table(path: Path, problem: Problem = raise_problem) -> Iterator[PassageRow]:
         except csv.Error as error:
             problem(bad_row("a passage cannot be read", path, start, expected=ROW, got=str(error)))
             continue
-        if not row or (start == 1 and row == HEADER):
+        first, header = header and bool(row), header and not row
+        if not row or (first and row == HEADER):
             continue
         wrong = bad_id(row[0]) if len(row) == 3 else f"{len(row)} columns: {row}"
         if wrong:
@@ -99,6 +100,11 @@ def _context_id(context: Mapping[str, Any]) -> str:
     return "" if id is None else str(id)
 
 
+def _is_id(value: object) -> bool:
+    """Whether a JSON value can be an id: text, or a whole number (as its digits)."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
 def _content_id(title: str, text: str) -> str:
     return "ctx-" + hashlib.blake2b(json.dumps([title, text]).encode(), digest_size=8).hexdigest()
 
@@ -108,23 +114,30 @@ def _wrong(item: Any) -> str:
     if not isinstance(item, dict) or not isinstance(item.get("question"), str):
         return f"the keys {', '.join(map(repr, item))}" if isinstance(item, dict) else f"a JSON {type(item).__name__}"
     texts, id = [item["question"]], item.get("id", "-")
-    if not isinstance(id, str | int) or (wrong := bad_id(str(id))):
-        return f"the id {id!r}" if not isinstance(id, str | int) else wrong
-    answers = item.get("answers") or []
+    if not _is_id(id) or (wrong := bad_id(str(id))):
+        return f"the id {id!r}" if not _is_id(id) else wrong
+    answers = _given(item, "answers", [])
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         return f"answers {answers!r}"
     for key in CONTEXTS:
-        contexts = item.get(key) or []
+        contexts = _given(item, key, [])
         if not isinstance(contexts, list):
             return f"{key} {contexts!r}"
         for context in contexts:
             if not isinstance(context, dict) or not isinstance(context.get("text"), str):
                 return f"a context without text in {key}: {context!r}"
-            passage = _context_id(context)
-            if not isinstance(context.get("title") or "", str) or (passage and bad_id(passage)):
-                return f"a context in {key} with title {context.get('title')!r} and id {passage!r}"
-            texts += [context["text"], context.get("title") or ""]
+            title, passage = _given(context, "title", ""), _context_id(context)
+            id = context.get("passage_id", context.get("psg_id"))
+            if not isinstance(title, str) or not (id is None or _is_id(id)) or (passage and bad_id(passage)):
+                return f"a context in {key} with title {title!r} and id {id!r}"
+            texts += [context["text"], title]
     return "" if all(map(encodable, texts + answers)) else "half of a surrogate pair, which is not valid Unicode"
+
+
+def _given(item: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value that may be missing or null."""
+    value = item.get(key)
+    return default if value is None else value
 
 
 def _items(path: Path, problem: Problem) -> Iterator[tuple[int, Any]]:
@@ -147,6 +160,10 @@ def _items(path: Path, problem: Problem) -> Iterator[tuple[int, Any]]:
             started, position = True, position + 1
             continue
         if started and buffer[position] == "]":
+            rest = (buffer[position + 1 :] + "".join(pieces)).strip(" \t\r\n")
+            if rest:
+                got = f"more after its end: {rest[:60]!r}"
+                problem(bad_row("a file is not one JSON list", path, line, expected=whole, got=got))
             return
         try:
             if not started:
@@ -158,6 +175,10 @@ def _items(path: Path, problem: Problem) -> Iterator[tuple[int, Any]]:
                 continue
             line += buffer.count("\n", position, error.pos)
             got = f"{error.msg}: {buffer[max(0, error.pos - 20) : error.pos + 40]!r}"
+            problem(bad_row("a file is not a JSON list of questions", path, line, expected=whole, got=got))
+            return
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+            got = str(error) if isinstance(error, ValueError) else "an item that is nested too deeply"
             problem(bad_row("a file is not a JSON list of questions", path, line, expected=whole, got=got))
             return
         yield line, item

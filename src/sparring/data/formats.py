@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparring.data import beir, dpr, msmarco, trec
-from sparring.data.dataset import Dataset
+from sparring.data.dataset import Dataset, split_name
 from sparring.data.rows import Label, PassageRow, QueryRow
 from sparring.data.table import TextTable
 from sparring.data.textfiles import Problem, bad_row, ignore_problem, lines, raise_problem
@@ -54,9 +54,9 @@ def labels(path: Path, problem: Problem = raise_problem) -> Iterator[Label]:
     """Labels of one qrels file: three columns with or without BEIR's header, or TREC's four (MS MARCO's too)."""
     count = 0
     for number, line in lines(path, problem):
-        count = count or (4 if len(trec.fields(line, 4)) == 4 else 3 if len(trec.fields(line, 3)) == 3 else 0)
+        count = count or _columns(line)
         columns = trec.fields(line, count or 4)
-        if len(columns) != count:
+        if not count or len(columns) != count:
             known = {3: "query-id corpus-id score", 4: "qid iter docid rel"}
             expected = known[count] + ", as in the first line" if count else " or ".join(known.values())
             got = f"{len(columns)} columns: {line}"
@@ -65,6 +65,12 @@ def labels(path: Path, problem: Problem = raise_problem) -> Iterator[Label]:
             row = (beir if count == 3 else trec).label(number, columns, path, problem)
             if row is not None:
                 yield row
+
+
+def _columns(line: str) -> int:
+    """How many columns a qrels file has, from its first line: 3 or 4, by tabs where these give so many; else 0."""
+    found = [len(line.split("\t")), len(line.split())]
+    return next((count for count in found if count in (3, 4)), 0)
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
@@ -106,7 +112,7 @@ def save_beir(dataset: Dataset, folder: str | Path, *, gz: bool = False) -> Path
     rows = ((id, text, tuple(answers.get(id, ()))) for id, _, text in rows_of(dataset.queries))
     beir.write_queries(rows, folder / f"queries.jsonl{end}")
     for split, qrels in dataset.qrels.items():
-        beir.write_qrels(qrels, folder / "qrels" / f"{_file_part(split)}.tsv{end}")
+        beir.write_qrels(qrels, folder / "qrels" / f"{split_name(split)}.tsv{end}")
     return folder
 
 
@@ -118,7 +124,7 @@ def save_msmarco(dataset: Dataset, folder: str | Path, *, gz: bool = False) -> P
     msmarco.write_passages(rows_of(dataset.corpus), folder / f"{name}.tsv{end}", titles=titles)
     msmarco.write_queries(((id, text) for id, _, text in rows_of(dataset.queries)), folder / f"queries.tsv{end}")
     for split, qrels in dataset.qrels.items():
-        trec.write_qrels(qrels, folder / f"qrels.{_file_part(split)}.tsv{end}")
+        trec.write_qrels(qrels, folder / f"qrels.{split_name(split)}.tsv{end}")
     return folder
 
 
@@ -141,7 +147,7 @@ def save_dpr(dataset: Dataset, folder: str | Path, *, gz: bool = False) -> Path:
             )
             for query, grades in qrels.items()
         )
-        dpr.write_list(items, folder / f"biencoder-{_file_part(split)}.json{end}")
+        dpr.write_list(items, folder / f"biencoder-{split_name(split)}.json{end}")
     return folder
 
 
@@ -156,15 +162,3 @@ def _fresh(folder: str | Path) -> Path:
             fix="choose another folder, or remove this one",
         )
     return folder
-
-
-def _file_part(split: str) -> str:
-    if not split or split.startswith(".") or any(character in split for character in '/\\:*?"<>|\0'):
-        raise InputError(
-            "a split's name cannot be part of a file name",
-            where=f"split {split!r}",
-            expected="letters, digits, '.', '-' and '_'",
-            got=repr(split),
-            fix="rename the split",
-        )
-    return split

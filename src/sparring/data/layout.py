@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def find(
     base = Path(source) if source is not None else Path()
     if source is None:
         found = Layout(", ".join(map(str, _listed(corpus))) or "nothing")
-    elif not base.exists():
+    elif not _is(base.exists):
         raise InputError(
             "there is no such dataset",
             where=str(base),
@@ -174,7 +174,7 @@ def _from_file(path: Path) -> Layout:
 def _manifest(path: Path) -> Layout:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError("a manifest is not TOML", where=str(path), expected="TOML 1.0", got=str(error)) from error
     for key in values:
         if key not in _KEYS:
@@ -231,11 +231,19 @@ def _by_split(files: Files | None, alone: str = "") -> list[tuple[str, str | Pat
     return [(alone, path) for path in _listed(files)]
 
 
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no for one that the system cannot even look up (too long, or with a NUL in it)."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
+
+
 def _existing(path: str | Path, root: Path, role: str, manifest: Path | None = None) -> Path:
     """``path`` as it is or under ``root``; a manifest's paths are under its folder."""
     here, inside = Path(path), root / path
     for candidate in (inside,) if manifest else (here, inside):
-        if candidate.is_file():
+        if _is(candidate.is_file):
             return candidate
     raise InputError(
         f"a file for {role} does not exist",

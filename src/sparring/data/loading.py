@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from array import array
@@ -12,15 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparring import __version__, files
 from sparring.data import dpr, formats
 from sparring.data.dataset import Dataset
 from sparring.data.layout import Files, Layout, find
 from sparring.data.rows import QueryRow
 from sparring.data.table import FORMAT, TextTable, move_folder
 from sparring.data.textfiles import Problem, at, bad_row, raise_problem
+from sparring.files import read_sealed, write_sealed
 from sparring.types import InputError
 
-CONVERSION = 1
+logger = logging.getLogger("sparring")
+
+CONVERSION = 2
 """Raised whenever the same files would be converted differently: older caches are then not used."""
 
 
@@ -78,7 +84,16 @@ def load(
     folder = folder / "data" / _key(layout)
     if not folder.is_dir():
         convert(layout, folder)
-    dataset = open_converted(layout, folder)
+    try:
+        dataset = open_converted(layout, folder)
+    except InputError as error:
+        logger.warning("%s is damaged and made again: %s", folder, error.got)
+        spoilt = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        with contextlib.suppress(FileNotFoundError):  # another process makes it again, too
+            os.replace(folder, spoilt)
+        shutil.rmtree(spoilt, ignore_errors=True)
+        convert(layout, folder)
+        dataset = open_converted(layout, folder)
     valid = folder / "valid"
     if strict and not valid.exists():
         _validate(dataset, layout)
@@ -92,21 +107,13 @@ def _key(layout: Layout) -> str:
         stat = path.stat()
         facts.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     roles = [len(layout.corpus), [s for s, _ in layout.queries], list(layout.qrels), list(layout.dpr), layout.titles]
-    return hashlib.blake2b(json.dumps([CONVERSION, FORMAT, facts, roles]).encode(), digest_size=16).hexdigest()
+    key = json.dumps([__version__, CONVERSION, FORMAT, facts, roles])
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def open_converted(layout: Layout, folder: Path) -> Dataset:
     """The dataset that :func:`convert` wrote into ``folder``."""
-    try:
-        rest = json.loads((folder / "rest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "a converted dataset in the cache is damaged",
-            where=str(folder),
-            expected="the folder as it was written",
-            got=str(error),
-            fix="delete this folder: it is rebuilt on the next load",
-        ) from error
+    rest = read_sealed(folder / "rest.json", "a converted dataset", fix=f"delete {folder}: it is made again")
     answers = {query: tuple(texts) for query, texts in rest["answers"].items()}
     corpus, queries = TextTable.open(folder / "corpus"), TextTable.open(folder / "queries")
     return Dataset(corpus, queries, rest["qrels"], answers, layout.source)
@@ -121,7 +128,7 @@ def convert(
     query_origin: Origin | None = None,
 ) -> None:
     """Write the tables and labels of a layout into ``folder``, which appears only when all is there."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    aside = files.aside(folder)
     try:
         try:
             aside.mkdir(parents=True, exist_ok=True)
@@ -137,15 +144,15 @@ def convert(
         TextTable.from_rows(_passages(layout, problem, passage_origin or Origin()), aside / "corpus")
         TextTable.from_rows(_queries(layout, problem, query_origin or Origin(), answers), aside / "queries")
         rest = {"qrels": _labels(layout, problem), "answers": answers}
-        (aside / "rest.json").write_text(json.dumps(rest), encoding="utf-8")
+        write_sealed(aside / "rest.json", rest, indent=None)
         move_folder(aside, folder, replace=False)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _passages(layout: Layout, problem: Problem, origin: Origin) -> Iterator[tuple[str, str, str]]:
-    files = ((path, row) for path in layout.corpus for row in formats.passages(path, problem))
-    for path, row in files if layout.corpus else dpr.union(layout.dpr, problem):
+    rows = ((path, row) for path in layout.corpus for row in formats.passages(path, problem))
+    for path, row in rows if layout.corpus else dpr.union(layout.dpr, problem):
         origin.note(path, row.line)
         yield row.id, row.title if layout.titles else "", row.text
 

@@ -2,14 +2,13 @@
 
 A table is a folder: ``text.arrow`` (columns id, title, text), ``hashes.npy`` (sorted 64-bit hashes of the ids),
 ``order.npy`` (the row of each hash), ``groups.npy`` (rows with equal text share a group) and ``table.json`` (format,
-number of rows, fingerprint).
+number of rows, fingerprint, and the SHA-256 of each file, which is checked when a table is opened).
 Nothing of the corpus is held as Python strings: a row costs its bytes on disk and 24 bytes of mapped arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import unicodedata
@@ -20,11 +19,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sparring.files import damaged, digests, read_sealed, write_sealed
 from sparring.types import InputError
 
 SEPARATOR = " "
 """Stands between title and text in what the models read."""
-FORMAT = 1
+FORMAT = 2
+_FILES = ("text.arrow", "hashes.npy", "order.npy", "groups.npy")
+_AGAIN = "delete this folder: it is rebuilt from the dataset on the next load"
 _CHUNK = 4096  # rows per record batch: row r lies in batch r // _CHUNK
 _SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
 
@@ -57,6 +59,8 @@ class TextTable:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         facts = _read_facts(self.path)
+        if wrong := damaged(self.path, facts["files"]):
+            raise _damaged(self.path, f"{', '.join(wrong)}: missing, cut or changed")
         self._length = int(facts["rows"])
         self.fingerprint: str = facts["fingerprint"]
         """Hash of all ids, titles and texts in order, and of the separator."""
@@ -213,8 +217,8 @@ def _write(rows: Iterable[tuple[str, str, str]], folder: Path) -> None:
     np.save(folder / "hashes.npy", keys[order])
     np.save(folder / "order.npy", order)
     np.save(folder / "groups.npy", _groups(bytes(texts)))
-    facts = {"format": FORMAT, "rows": len(keys), "fingerprint": digest.hexdigest()}
-    (folder / "table.json").write_text(json.dumps(facts), encoding="utf-8")
+    facts = {"format": FORMAT, "rows": len(keys), "fingerprint": digest.hexdigest(), "files": digests(folder, _FILES)}
+    write_sealed(folder / "table.json", facts)
 
 
 def _groups(digests: bytes) -> np.ndarray:
@@ -232,16 +236,15 @@ def _load(path: Path, length: int) -> np.ndarray:
 
 
 def _read_facts(path: Path) -> dict:
-    try:
-        facts = json.loads((path / "table.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not (path / "table.json").is_file():
         raise InputError(
             "this is not a table of texts",
             where=str(path),
             expected="a folder written by TextTable.from_rows",
-            got=str(error),
+            got="no table.json",
             fix="load the dataset again with sparring.data.load",
-        ) from error
+        )
+    facts = read_sealed(path / "table.json", "a table of texts", fix=_AGAIN)
     if facts.get("format") != FORMAT:
         raise _damaged(path, f"format {facts.get('format')}, this version reads {FORMAT}")
     return facts
@@ -253,7 +256,7 @@ def _damaged(path: Path, why: str) -> InputError:
         where=str(path),
         expected="all files of one table",
         got=why,
-        fix="delete this folder: it is rebuilt from the dataset on the next load",
+        fix=_AGAIN,
     )
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
+from sparring import files
 from sparring.types import InputError
 
 Problem = Callable[[InputError], None]
@@ -38,6 +41,8 @@ def at(path: Path, line: int) -> str:
 def open_binary(path: Path) -> Iterator[BinaryIO]:
     """Open a plain or (by its ``.gz`` ending) gzipped file; what goes wrong while reading is an InputError."""
     try:
+        if path.suffix == ".gz" and path.is_file() and not path.stat().st_size:
+            raise EOFError("the file is empty: not even a gzip header")
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             yield cast(BinaryIO, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -102,6 +107,24 @@ def bad_id(id: str) -> str:
     return "" if encodable(id) else f"the id {id!r}, which is not valid Unicode"
 
 
+_GRADE = re.compile(r"\s*[+-]?[0-9]{1,9}\s*", re.ASCII)
+
+
+def grade(text: str) -> int:
+    """A relevance grade: a whole number of up to nine digits. ValueError for anything else."""
+    if not _GRADE.fullmatch(text):
+        raise ValueError(f"no whole number: {text[:40]!r}")
+    return int(text)
+
+
+def decode_json(text: str) -> Any:
+    """The JSON value of a line. ValueError also for what Python cannot hold: deep nesting, numbers without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def encodable(text: str) -> bool:
     """False for text with a lone surrogate (``"\\ud800"`` in JSON), which no UTF-8 file can hold."""
     if text.isascii():
@@ -113,6 +136,18 @@ def encodable(text: str) -> bool:
     return True
 
 
+class _Text(io.TextIOWrapper):
+    """UTF-8 text whose first character may be U+FEFF: readers drop one there, so it is written twice."""
+
+    begun = False
+
+    def write(self, text: str) -> int:
+        if text and not self.begun:
+            self.begun = True
+            text = "\ufeff" + text if text.startswith("\ufeff") else text
+        return super().write(text)
+
+
 @contextlib.contextmanager
 def write_text(path: Path) -> Iterator[TextIO]:
     """Open a text file for writing beside its final place; it is renamed into place only when all went well.
@@ -120,12 +155,13 @@ def write_text(path: Path) -> Iterator[TextIO]:
     ``.gz`` paths are compressed, without a time stamp, so equal content gives equal bytes.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside = files.aside(path)
         with open(aside, "wb") as raw:
             binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
+            with _Text(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
                 yield text
         os.replace(aside, path)
     except OSError as error:
@@ -136,9 +172,18 @@ def write_text(path: Path) -> Iterator[TextIO]:
             got=error.strerror or str(error),
             fix="choose another place",
         ) from error
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "a text is not valid Unicode",
+            where=str(path),
+            expected="text without half of a surrogate pair",
+            got=repr(error.object[max(0, error.start - 20) : error.end + 20]),
+            fix="correct the text: UTF-8 cannot hold it",
+        ) from None
     finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        if aside != path:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def tsv_field(value: str, what: str) -> str:

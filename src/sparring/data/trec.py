@@ -12,17 +12,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sparring.data.rows import Label, QueryRow
-from sparring.data.textfiles import Problem, at, bad_id, bad_row, lines, raise_problem, tsv_field, write_text
+from sparring.data.textfiles import Problem, at, bad_id, bad_row, grade, lines, raise_problem, tsv_field, write_text
 from sparring.types import InputError, Qrels, Run
 
 _NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
+_AROUND = ("<?xml", "<!--", "<xml>", "</xml>", "<topics>", "</topics>")  # lines that may stand between topics
 _TITLE = re.compile(r"<title>\s*(?:Topic:)?\s*([^<]*)", re.IGNORECASE)
 
 
 def fields(line: str, count: int) -> list[str]:
-    """The columns of one line: by tabs when that gives ``count`` of them, else by white space."""
+    """The columns of one line: by tabs when that gives ``count`` of them, else by white space.
+
+    With three columns or more between tabs the tabs are meant: a line that lacks one is never read as another.
+    """
     by_tab = line.split("\t")
-    return by_tab if len(by_tab) == count else line.split()
+    return by_tab if len(by_tab) == count or len(by_tab) >= 3 else line.split()
 
 
 def topics(path: Path, problem: Problem = raise_problem) -> Iterator[QueryRow]:
@@ -37,10 +41,14 @@ def topics(path: Path, problem: Problem = raise_problem) -> Iterator[QueryRow]:
             start, waiting = number, []
         if start:
             waiting.append(line.strip())
+        elif not lowered.startswith(_AROUND):
+            problem(bad_row("a line belongs to no topic", path, number, expected=expected, got=line))
         if start and lowered.endswith("</top>"):
             block = " ".join(waiting)
             id, title = _NUMBER.search(block), _TITLE.search(block)
-            if id and title:
+            if block.lower().count("<top>") != 1:
+                problem(bad_row("two topics are not told apart", path, start, expected=f"{expected} alone", got=block))
+            elif id and title:
                 yield QueryRow(start, id[1], " ".join(title[1].split()))
             else:
                 problem(bad_row("a topic has no <num> or no <title>", path, start, expected=expected, got=block))
@@ -53,14 +61,14 @@ def label(line: int, columns: list[str], path: Path, problem: Problem) -> Label 
     """One line of four columns; None after a problem."""
     wrong = bad_id(columns[0]) or bad_id(columns[2])
     try:
-        grade = int(columns[3])
+        value = grade(columns[3])
     except ValueError:
         wrong = wrong or f"the relevance {columns[3]!r}"
     if wrong:
         expected = "qid iter docid rel, rel a whole number"
         problem(bad_row("a label cannot be read", path, line, expected=expected, got=wrong))
         return None
-    return Label(line, columns[0], columns[2], grade)
+    return Label(line, columns[0], columns[2], value)
 
 
 def write_topics(rows: Iterable[tuple[str, str]], path: Path) -> None:
@@ -75,7 +83,8 @@ def write_topics(rows: Iterable[tuple[str, str]], path: Path) -> None:
                     got=repr(text[:80]),
                     fix="write queries.tsv or the BEIR layout instead",
                 )
-            file.write(f"<top>\n<num> Number: {id}\n<title> {text}\n</top>\n")
+            prefix = "Topic: " if text.lower().startswith("topic:") else ""  # readers drop one
+            file.write(f"<top>\n<num> Number: {id}\n<title> {prefix}{text}\n</top>\n")
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:

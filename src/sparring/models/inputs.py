@@ -40,6 +40,10 @@ class TextInput:
     prompt: str
     extras: dict[str, Any]
 
+    def described(self) -> list[str]:
+        """Everything that decides which ids a text becomes."""
+        return [self.tokenizer_id, repr(self.template), str(self.max_length), self.prompt]
+
     @property
     def stored_limit(self) -> int:
         """Tokens per text worth keeping in a store."""

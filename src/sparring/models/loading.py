@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -16,12 +15,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Router, 
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from sparring.models.folder import read_json, require_as_exported, require_harmless
 from sparring.models.weights import check_weights, initialise
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
-
-J = TypeVar("J", dict[str, Any], list[Any])
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]
 IGNORED = ["onnx/*", "openvino/*", "coreml/*"]
@@ -33,9 +31,13 @@ def resolve(model: str | Path, *, trust_remote_code: bool = False) -> Path:
     Raises:
         InputError: no such folder or name, or a folder without safetensors weights.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        text = str(model)
+    folder, text = Path(model).expanduser(), str(model)
+    try:
+        there = folder.is_dir()
+    except OSError as error:  # a name that is too long
+        got = error.strerror or str(error)
+        raise InputError("There is no model.", where=text[:200], expected=_EXPECTED, got=got) from None
+    if not there:
         if folder.exists() or text.startswith(("/", ".", "~")) or text.count("/") > 1:
             got = "a file" if folder.exists() else "nothing there"
             raise InputError("There is no model.", where=text, expected=_EXPECTED, got=got)
@@ -46,7 +48,9 @@ def resolve(model: str | Path, *, trust_remote_code: bool = False) -> Path:
             got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             fix = "check the name and the connection, or give a local folder"
             raise InputError("The model cannot be found.", where=text, expected=_EXPECTED, got=got, fix=fix) from error
+    require_as_exported(folder)
     _require_files(folder)
+    require_harmless(folder, trust_remote_code=trust_remote_code)
     return folder
 
 
@@ -110,13 +114,13 @@ def load_cross_encoder(folder: Path, *, trust_remote_code: bool, seed: int) -> t
 def transformer_folders(model: SentenceTransformer | CrossEncoder, folder: Path) -> Iterator[tuple[Transformer, Path]]:
     """Each Transformer module of a model with the folder it was loaded from."""
     modules = folder / "modules.json"
-    entries = _read_json(modules, list) if modules.exists() else [{"path": ""}]
+    entries = read_json(modules, list) if modules.exists() else [{"path": ""}]
     for module, entry in zip(model, entries, strict=False):
         place = folder / entry["path"]
         if isinstance(module, Transformer):
             yield module, place
         elif isinstance(module, Router):
-            structure = _read_json(place / "router_config.json", dict)["structure"]
+            structure = read_json(place / "router_config.json", dict)["structure"]
             for route, names in structure.items():
                 for part, name in zip(module.sub_modules[route], names, strict=True):
                     if isinstance(part, Transformer):
@@ -177,42 +181,23 @@ def _require_files(folder: Path) -> None:
         raise InputError(
             "The model has no safetensors weights.", where=str(folder), expected=_EXPECTED, got=got, fix=fix
         )
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            "Adapters are not loaded.", where=str(folder), expected=_EXPECTED, got="adapter_config.json",
-            fix="merge the adapter into its base model and save that",
-        )  # fmt: skip
-
-
-def _read_json(path: Path, kind: type[J]) -> J:
-    """A JSON file of a model, as the given kind of value."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        value = error
-    if isinstance(value, kind):
-        return value
-    raise InputError(
-        "A file of the model is damaged.", where=str(path), expected=f"JSON, a {kind.__name__}",
-        got=str(value)[:200], fix="save or download the model again",
-    )  # fmt: skip
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise InputError("The folder is not a model.", where=str(folder), expected=_EXPECTED, got="no config.json")
-    return _read_json(path, dict)
+    return read_json(path, dict)
 
 
 def _saved_as(folder: Path) -> str:
     path = folder / "config_sentence_transformers.json"
-    saved = _read_json(path, dict) if path.exists() else {}
+    saved = read_json(path, dict) if path.exists() else {}
     return str(saved.get("model_type", "SentenceTransformer"))
 
 
 def _only_transformer(folder: Path) -> str:
-    entries = _read_json(folder / "modules.json", list)
+    entries = read_json(folder / "modules.json", list)
     first = entries[0] if entries and isinstance(entries[0], dict) else {}
     if not str(first.get("type")).endswith(".Transformer"):
         raise InputError(

@@ -97,8 +97,8 @@ class Ranker(nn.Module):
         return scores.float().reshape(len(inputs["input_ids"]))
 
     def fingerprint(self) -> str:
-        """Identifies the scores: weights, modules, prompt and length limit."""
-        return model_fingerprint(self.model, {"prompt": self.input.prompt, "max_length": self.input.max_length})
+        """Identifies the scores: weights, modules, prompt, length limit and special tokens."""
+        return model_fingerprint(self.model, {"reads": self.input.described()})
 
 
 def load_ranker(

@@ -101,8 +101,9 @@ class Retriever(nn.Module):
             return self.scale * torch.einsum("bd,bnd->bn", queries.float(), passages.float())
 
     def fingerprint(self) -> str:
-        """Identifies the embeddings: weights, modules, prompts, length limits and similarity (the scale is no part)."""
-        reads = {kind: (read.prompt, read.max_length) for kind, read in self.inputs.items()}
+        """Identifies the embeddings: weights, modules, prompts, length limits, special tokens and similarity. The scale
+        is no part."""
+        reads = {kind: read.described() for kind, read in self.inputs.items()}
         return model_fingerprint(self.model, {"reads": reads, "similarity": self.similarity, "dim": self.dim})
 
 

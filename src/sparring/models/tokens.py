@@ -2,11 +2,12 @@
 
 Every encode, mine and training phase reads the same store; special tokens, truncation and padding are added when a
 batch is built (see ``template.py``). A store is found again by its fingerprint, which covers the tokenizer, the texts,
-the prompt, the cap and the file format.
+the prompt, the cap, the file format and the code's version. Every file of it has a SHA-256, checked when it is opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,14 +20,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import tokenizers
 from transformers import PreTrainedTokenizerBase
 
+from sparring import __version__
+from sparring.files import damaged, digests, read_sealed, write_sealed
 from sparring.log import progress
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
 
-FORMAT = 1
+FORMAT = 2
+CODE = f"sparring {__version__}, tokenizers {tokenizers.__version__}"
+"""The code that makes ids of texts: stores of another version are not used."""
 CHUNK = 4096  # texts handed to the tokenizer at a time
 
 
@@ -106,16 +112,15 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Memory-map a store that ``tokenize`` wrote."""
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        """Memory-map a store that ``tokenize`` wrote. InputError when a file of it is missing, cut or changed."""
+        again = f"delete {folder}; it is made again"
+        manifest = read_sealed(folder / "manifest.json", "a store of tokens", fix=again)
+        if wrong := damaged(folder, manifest["files"]):
+            where = str(folder / wrong[0])
+            raise InputError("A token file is damaged.", where=where, expected="the file as it was written", fix=again)
         settings = {key: manifest[key] for key in ("limit", "prompt", "tokenizer", "fingerprint")}
         ids = folder / "ids.int32"
         flat = np.memmap(ids, dtype="<i4", mode="r") if ids.stat().st_size else np.empty(0, np.int32)
-        if len(flat) != manifest["tokens"]:
-            raise InputError(
-                "A token file is damaged.", where=str(ids), expected=f"{manifest['tokens']} tokens",
-                got=f"{len(flat)}", fix=f"delete {folder}; it is made again",
-            )  # fmt: skip
         offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
         true_lengths = np.load(folder / "true_lengths.npy", mmap_mode="r", allow_pickle=False)
         return cls(ids=flat, offsets=offsets, true_lengths=true_lengths, **settings)
@@ -151,10 +156,19 @@ def tokenize(
     if cache is None:
         return _in_memory(source, tokenizer, settings, name)
     folder = _folder(cache, settings)
-    if (folder / "manifest.json").exists():
-        logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
-    else:
-        _write(folder, source, tokenizer, settings, name)
+    if folder.exists():
+        try:
+            found = TokenStore.open(folder)
+        except InputError as error:
+            logger.warning("%s is damaged and made again: %s", folder, error.where)
+            spoilt = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+            with contextlib.suppress(FileNotFoundError):  # another process makes it again, too
+                os.replace(folder, spoilt)
+            shutil.rmtree(spoilt, ignore_errors=True)
+        else:
+            logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
+            return found
+    _write(folder, source, tokenizer, settings, name)
     return TokenStore.open(folder)
 
 
@@ -167,7 +181,8 @@ def stored(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str, ca
 def _settings(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str) -> dict[str, Any]:
     """What a store depends on, and its fingerprint."""
     settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
-    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
+    made_of = {"format": FORMAT, "version": CODE, "texts": source.fingerprint, "rows": len(source), **settings}
+    key = json.dumps(made_of, sort_keys=True)
     return {**settings, "fingerprint": hashlib.sha256(key.encode()).hexdigest()}
 
 
@@ -253,7 +268,8 @@ def _write(
         np.save(aside / "offsets.npy", offsets)
         np.save(aside / "true_lengths.npy", true)
         manifest = {"format": FORMAT, "rows": len(source), "tokens": int(offsets[-1]), **settings}
-        (aside / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+        manifest["files"] = digests(aside, ("ids.int32", "offsets.npy", "true_lengths.npy"))
+        write_sealed(aside / "manifest.json", manifest)
         _rename(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,6 @@ Dropout's random state is not among it: every update is seeded by its own number
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from torch import Tensor
 from sparring import files
 from sparring.phases.fit import Name, Trainee
 from sparring.types import InputError
+
+_BEGIN_AGAIN = "this run cannot go on: begin again with another --out"
 
 
 class Checkpoint:
@@ -39,7 +40,10 @@ class Checkpoint:
 
     def facts(self) -> dict[str, Any]:
         """What the newest checkpoint was saved with; empty where there is none."""
-        return dict(json.loads(self.note.read_text(encoding="utf-8"))["facts"]) if self.note.is_file() else {}
+        return dict(self._content()["facts"]) if self.note.is_file() else {}
+
+    def _content(self) -> dict[str, Any]:
+        return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN)
 
     def due(self) -> bool:
         """Whether it is time for another one."""
@@ -66,7 +70,7 @@ class Checkpoint:
         save_file({key: value.contiguous() for key, value in tensors.items()}, str(aside))
         sha256 = files.sha256(aside)
         os.replace(aside, path)
-        files.write_json(self.note, {"file": path.name, "sha256": sha256, "states": states, "facts": dict(facts)})
+        files.write_sealed(self.note, {"file": path.name, "sha256": sha256, "states": states, "facts": dict(facts)})
         for leftover in self.folder.glob("checkpoint-*"):
             if leftover != path:
                 leftover.unlink()
@@ -76,12 +80,12 @@ class Checkpoint:
 
         Raises: InputError when the file is missing or damaged, or is of other models.
         """
-        content = json.loads(self.note.read_text(encoding="utf-8")) if self.note.is_file() else None
+        content = self._content() if self.note.is_file() else None
         path = self.folder / content["file"] if content else self.note
         if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
             raise InputError(
                 "the checkpoint is missing or damaged", where=str(path), expected="the file as it was written",
-                fix="this run cannot go on: begin again with another --out",
+                fix=_BEGIN_AGAIN,
             )  # fmt: skip
         tensors = load_file(str(path))
         for name, trainee in team.items():

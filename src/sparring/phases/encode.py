@@ -7,13 +7,15 @@ import json
 import logging
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparring.files import sha256
+from sparring import __version__
+from sparring.files import aside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
 from sparring.models.modes import evaluating
@@ -21,6 +23,9 @@ from sparring.models.retriever import Kind
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
+
+CODE = f"sparring {__version__}, torch {torch.__version__}, transformers {version('transformers')}"
+"""The code that makes embeddings of tokens: shards of another version are not used."""
 
 
 def encode(
@@ -62,6 +67,7 @@ def encode(
             shards = [_shard(retriever, store, kind, start, shard, token_budget, bar) for start in starts]
             return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
         manifest = _manifest(retriever, store, kind, dtype, shard)
+        _read_note(_note(out))  # another program's file of this name is not overwritten
         if _is_complete(out, manifest):
             logger.info("%s: embeddings of an earlier run are reused", out)
         else:
@@ -76,7 +82,8 @@ def encode(
                     path = _save(parts, start, _shard(retriever, store, kind, start, shard, token_budget, bar))
                 paths.append(path)
             _assemble(out, manifest, paths)
-            shutil.rmtree(parts)
+            for stale in out.parent.glob(f".{glob_escape(out.name)}.*.parts"):  # also of other weights or texts
+                shutil.rmtree(stale, ignore_errors=True)
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
 
 
@@ -99,7 +106,7 @@ def _manifest(
 ) -> dict[str, Any]:
     manifest = {
         "weights": retriever.fingerprint(), "tokens": store.fingerprint, "kind": kind, "dtype": str(dtype or "float32"),
-        "rows": len(store), "dim": retriever.dim, "shard": shard,
+        "rows": len(store), "dim": retriever.dim, "shard": shard, "version": CODE,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return {**manifest, "fingerprint": digest}
@@ -117,6 +124,11 @@ def _is_complete(out: Path, manifest: dict[str, Any]) -> bool:
             "The output already exists.", where=str(out), expected="no file, or embeddings of the same model and texts",
             got=f"another {differs}" if found else "a file of unknown origin", fix="choose another output",
         )  # fmt: skip
+    if found["sha256"] != sha256(out):
+        raise InputError(
+            "The embeddings are damaged.", where=str(out), expected="the file as it was written",
+            got="contents that do not agree with the checksum in its note", fix="remove it: it is encoded again",
+        )  # fmt: skip
     return True
 
 
@@ -125,25 +137,18 @@ def _note(out: Path) -> Path:
 
 
 def _read_note(note: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-    except (OSError, ValueError) as error:
-        found = error
-    if isinstance(found, dict):
-        return found
-    raise InputError(
-        "The note about embeddings is damaged.", where=str(note), expected="JSON as `encode` wrote it",
-        got=str(found), fix="choose another output, or remove this one yourself",
-    )  # fmt: skip
+    """What the file beside the note holds; empty where there is no note."""
+    fix = "choose another output, or remove this one yourself"
+    return read_sealed(note, "The note about embeddings", fix=fix) if note.exists() else {}
 
 
 def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     """Write a shard aside and rename it to its first row and the start of its SHA-256."""
-    aside = parts / f"{start:012d}.{os.getpid()}.tmp"
-    with aside.open("wb") as file:
+    partial = parts / f"{start:012d}.{os.getpid()}.tmp"
+    with partial.open("wb") as file:
         np.save(file, vectors)
-    path = parts / f"{start:012d}-{sha256(aside)[:16]}.npy"
-    os.replace(aside, path)
+    path = parts / f"{start:012d}-{sha256(partial)[:16]}.npy"
+    os.replace(partial, path)
     return path
 
 
@@ -159,12 +164,11 @@ def _whole_shard(parts: Path, start: int) -> Path | None:
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     """Join the shards into one file, which appears complete or not at all (its note goes first)."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    partial = aside(out, "tmp")
     shape = (manifest["rows"], manifest["dim"])
-    with aside.open("wb") as file:  # written, not mapped: the embeddings need not fit in memory
+    with partial.open("wb") as file:  # written, not mapped: the embeddings need not fit in memory
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for path in shards:
             file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
-    note = {**manifest, "sha256": sha256(aside)}
-    _note(out).write_text(json.dumps(note, indent=1), encoding="utf-8")
-    os.replace(aside, out)
+    write_sealed(_note(out), {**manifest, "sha256": sha256(partial)})
+    os.replace(partial, out)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparring.models import Ranker, Retriever
+from sparring.models.folder import note_export
 from sparring.models.loading import quiet_transformers
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
@@ -86,6 +87,8 @@ def export(
                 got="other files", fix="choose another output folder",
             )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".export-*"):  # of an export that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         models = {"retriever": retriever.model, "ranker": ranker.model}
@@ -100,6 +103,7 @@ def export(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         for name, place in places.items():
+            note_export(aside / name)
             if place.exists():
                 place.rmdir()
             os.replace(aside / name, place)

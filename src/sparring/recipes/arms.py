@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,11 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The name as a folder's."""
-        return re.sub(r"[^\w.=+-]", "-", self.name)
+        """The name as a folder's: one part of a path, of at most 100 bytes."""
+        plain = re.sub(r"[^\w.=+-]", "-", self.name)
+        if len(plain.encode("utf-8", "replace")) <= 100:
+            return plain
+        return f"{plain[:20]}-{hashlib.sha256(self.name.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
     def assignments(self) -> list[str]:
         """``recipe.key=value`` of each setting."""

@@ -15,6 +15,7 @@ from sparring.distributed import rank
 from sparring.phases.audit import Audit, audit, choose, dropped
 from sparring.phases.pools import Pools
 from sparring.rundir import RunDir
+from sparring.types import InputError
 
 EXAMPLES = 50
 CHARACTERS = 400
@@ -68,6 +69,11 @@ class Audits:
         self._write()
         return self.records[generation]
 
+    def take(self, record: dict[str, Any]) -> None:
+        """An audit that was made before this process began; audit.json is written anew."""
+        self.records[record["generation"]] = record
+        self._write()
+
     def add_denoised(self, generation: str, counts: Mapping[str, int]) -> None:
         """Denoising's counts, which may come before or after the audit of the same pools."""
         self.denoised[generation] = dropped(counts)
@@ -90,8 +96,14 @@ class Audits:
     def read(cls, run: RunDir, dataset: Dataset) -> Audits:
         """What audit.json of a run folder holds; empty where there was no audit. Denoising's counts stay merged."""
         file = run.path / "audit.json"
-        refreshes = json.loads(file.read_text(encoding="utf-8"))["refreshes"] if file.is_file() else []
-        return cls(run, dataset, {record["generation"]: record for record in refreshes})
+        try:
+            refreshes = json.loads(file.read_text(encoding="utf-8"))["refreshes"] if file.is_file() else []
+            return cls(run, dataset, {record["generation"]: record for record in refreshes})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                "a file of the run is damaged", where=str(file), expected="audit.json as it was written",
+                got=f"{type(error).__name__}: {error}", fix="begin again with another --out",
+            ) from None  # fmt: skip
 
     def sentences(self) -> list[str]:
         """For the summary: how many of the last generation's negatives look like right answers, and where they are."""

@@ -18,30 +18,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from sparring import __version__
 from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import processes
-from sparring.files import write_json, write_text
+from sparring.files import damaged, digests, read_sealed, sha256, write_json, write_sealed, write_text
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
-from sparring.phases.evaluate import Table, check_measures
+from sparring.phases.evaluate import Row, Table, check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import NotFinite
 from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_forwards, with_rates
 from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
-from sparring.recipes.experiment import Experiment
+from sparring.recipes.experiment import Experiment, load_kept
 from sparring.recipes.journal import differences
 from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import (
     card_of,
     choose_splits,
+    code,
     load_pair,
     require_pools,
     resolve_config,
@@ -193,11 +192,11 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
     verdicts = read_corrections(materials.corrections, materials.dataset).fingerprint()
     models = fingerprints(plan, materials)
     shared = {"data": materials.dataset.fingerprint, "corrections": verdicts, **named, "trials": plan.trials}
-    shared |= {"models": models, "version": __version__}
+    shared |= {"models": models, "versions": code()}
     shared = json.loads(json.dumps({**shared, "run": run, "warmup": asdict(plan.warmup)}))
     file = folder / "shared.json"
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_sealed(file, "the settings of a comparison", fix="choose another --out")
         if found != shared:
             raise InputError(
                 "this folder holds a comparison with other data, models or shared settings", where=str(file),
@@ -213,7 +212,7 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = Lock(folder)
-        write_json(file, shared)
+        write_sealed(file, shared)
     except OSError as error:
         raise InputError("the output folder cannot be written", where=str(folder), got=str(error)) from None
     return held
@@ -253,6 +252,8 @@ class Seed:
     def _warm(self) -> tuple[Experiment, Baselines]:
         shared, m = self.folder / "shared", self.materials
         done = shared / "baselines.npz"
+        if not done.exists():
+            self._require_none_made()
         if shared.exists() and not done.exists():
             logger.warning("%s: the warm start was not finished: it is made again", shared)
             shutil.rmtree(shared)
@@ -265,9 +266,39 @@ class Seed:
         if again:
             return x, read_warm(x, shared)
         baselines = prepare(x, self.plan.warmup)
+        shutil.rmtree(shared / "index", ignore_errors=True)
         save_warm(x, shared, baselines)
         x.journal.forget()
+        x.let_go()
+        (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held
         return x, baselines
+
+    def warm_digest(self) -> str:
+        """SHA-256 of the file that stands for the warm start, with the digests of all others; "" before it is made."""
+        done = self.folder / "shared" / "baselines.npz"
+        return sha256(done) if done.is_file() else ""
+
+    def require_from_here(self, file: Path, warm: str) -> None:
+        """InputError when what ``file`` says was not made from this folder's warm start."""
+        if warm != self.warm_digest():
+            raise InputError(
+                "this was not made from the warm start in its folder", where=str(file),
+                expected=str(self.folder / "shared" / "baselines.npz"), got="another one, a damaged one, or none",
+                fix=f"put that file back, or remove {self.folder} (and tuning/, which the first seed made)",
+            )  # fmt: skip
+
+    def _require_none_made(self) -> None:
+        """InputError when arms are there that were made from a warm start that is gone: others would start from
+        another one."""
+        made = sorted(self.folder.glob("*/arm.npz"))
+        if self.run.seed == self.plan.seeds[0]:
+            made += sorted((self.folder.parent / "tuning").glob("*.json"))
+        if made:
+            raise InputError(
+                "the warm start that finished arms began with is gone", where=str(self.folder / "shared"),
+                expected=f"baselines.npz, from which {made[0]} was made", got="no such file",
+                fix=f"put it back, or remove {self.folder} (and tuning/, which the first seed made)",
+            )  # fmt: skip
 
 
 def _copy(model: Any) -> Any:
@@ -280,19 +311,37 @@ def save_warm(x: Experiment, folder: Path, baselines: Baselines) -> None:
     assert x.start is not None
     save_generation(folder / "zero-shot.npz", x.start)
     save_generation(folder / "warm.npz", baselines.warm)
-    facts = {"dev_rows": len(baselines.dev_rows), "trained": baselines.ranker_came_trained}
+    facts = {"dev_rows": len(baselines.dev_rows), "trained": baselines.ranker_came_trained, "kept": x.kept}
+    facts["files"] = digests(folder, named_files(folder, _PASSING))
     save_rows(folder / "baselines.npz", [*baselines.dev_rows, *x.tables[0][1].rows], facts)
 
 
 def read_warm(x: Experiment, folder: Path) -> Baselines:
     """Put an earlier warm start back into the experiment."""
     rows, facts = load_rows(folder / "baselines.npz")
+    if wrong := damaged(folder, facts["files"]):
+        raise InputError(
+            "a file of the warm start is missing or damaged", where=str(folder / wrong[0]),
+            expected="the file as it was written",
+            fix=f"put it back, or remove {folder.parent} (and tuning/, which the first seed made)",
+        )  # fmt: skip
+    x.kept = facts["kept"]
     kept = folder / "vectors"
     warm, x.start = load_generation(folder / "warm.npz", kept), load_generation(folder / "zero-shot.npz", kept)
     bm25 = {split.name: x.bm25_lists(split.rows, x.config.search_depth) for split in (x.dev, x.test)}
     x.fixed = bm25 if x.config.fixed_candidates == "bm25" else warm.lists
     x.tables = [("warm start", Table(tuple(rows[facts["dev_rows"] :]), tuple(x.config.measures)))]
     return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"], Audits.read(x.run, x.dataset))
+
+
+_PASSING = (LOCK, "journal.jsonl", "journal", "checkpoint", "index")
+"""What a warm start's folder holds only until it is whole."""
+
+
+def named_files(folder: Path, without: Sequence[str]) -> list[str]:
+    """All files of a folder by their path in it; ``without``: what is left out, by the first part of that path."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [name.as_posix() for name in names if name.parts[0] not in without]
 
 
 def tune(session: Seed, arm: Arm, folder: Path) -> float:
@@ -302,8 +351,9 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
     settings = json.loads(json.dumps(asdict(base)))
     tried: list[dict[str, Any]] = []
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = tuned(file)
         _require_same(file, found["settings"], settings)
+        session.require_from_here(file, found["warm"])
         tried = found["tried"]
     for factor in FACTORS[len(tried) : session.plan.trials]:
         x, baselines = session.branch(folder / f"{arm.folder}-{factor:g}")
@@ -317,7 +367,7 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
             tried.append({"factor": factor, "dev": None})
         x.release()
         shutil.rmtree(x.run.path)
-        write_json(file, {"settings": settings, "tried": tried})
+        write_sealed(file, {"settings": settings, "tried": tried, "warm": session.warm_digest()})
     whole = [trial for trial in tried if trial["dev"] is not None]
     if not whole:
         raise InputError(
@@ -325,6 +375,11 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
             expected="a finite loss", fix="lower retriever_lr and ranker_lr",
         )  # fmt: skip
     return float(max(whole, key=lambda trial: trial["dev"])["factor"])
+
+
+def tuned(file: Path) -> dict[str, Any]:
+    """The record of an arm's trials; InputError when it is not as it was written."""
+    return read_sealed(file, "the record of an arm's tuning", fix="remove it: the trials are made again")
 
 
 def _require_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -340,7 +395,9 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     folder = session.folder / arm.folder
     done, settings = folder / "arm.npz", json.loads(json.dumps(asdict(config)))
     if done.is_file():
-        _require_same(done, load_rows(done)[1]["settings"], settings)
+        facts = finished(folder)[1]
+        _require_same(done, facts["settings"], settings)
+        session.require_from_here(done, facts["warm"])
         return
     x, baselines = session.branch(folder)
     objects = {"run": session.run, "warmup": session.plan.warmup, arm.recipe: config}
@@ -366,20 +423,19 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         shutil.rmtree(folder / place, ignore_errors=True)
     release_memory()
     write_report(folder)
+    facts |= {"warm": session.warm_digest(), "states": x.kept["best"]}
+    facts["files"] = digests(folder, named_files(folder, ("states", "audit", "report.html")))
     save_rows(done, rows, facts)
 
 
 def gather(folder: Path, plan: Plan, command: str) -> Evidence:
     """Everything that was measured, from the folder alone."""
-    results = {
-        arm.name: [load_rows(folder / f"seed-{seed}" / arm.folder / "arm.npz") for seed in plan.seeds]
-        for arm in plan.arms
-    }
+    results = {arm.name: [finished(folder / f"seed-{seed}" / arm.folder) for seed in plan.seeds] for arm in plan.arms}
     tuning = {}
     for arm in plan.arms if plan.trials > 1 else ():
-        found = json.loads((folder / "tuning" / f"{arm.folder}.json").read_text(encoding="utf-8"))
-        tuning[arm.name] = found["tried"]
-    file = folder / f"seed-{plan.seeds[0]}" / "shared" / "environment.json"
+        file = folder / "tuning" / f"{arm.folder}.json"
+        tuning[arm.name] = tuned(file)["tried"]
+    file = folder / f"seed-{plan.seeds[0]}" / plan.arms[0].folder / "environment.json"  # checked with its arm
     environment = json.loads(file.read_text(encoding="utf-8"))
     return Evidence(
         arms=plan.arms, seeds=plan.seeds, baseline=plan.baseline, budget=plan.budget, measure=plan.run.select_by,
@@ -388,14 +444,26 @@ def gather(folder: Path, plan: Plan, command: str) -> Evidence:
     )  # fmt: skip
 
 
+def finished(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """The rows and facts of a finished arm; InputError when a file of its folder is not as it was written."""
+    rows, facts = load_rows(folder / "arm.npz")
+    if wrong := damaged(folder, facts["files"]):
+        raise InputError(
+            "a file of a finished arm is missing or damaged", where=str(folder / wrong[0]),
+            expected="the file as it was written", fix=f"remove {folder}: this arm is trained again",
+        )  # fmt: skip
+    return rows, facts
+
+
 def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> None:
     """Export the pair to ship into ``best``; an earlier export of another pair makes way once this one is whole."""
     shipped = result.shipped
     settings = replace(plan.run, seed=shipped.seed)
     retriever, ranker = load_pair(_copy(materials.retriever), _copy(materials.ranker), settings)
     states = folder / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
-    load_model(retriever, str(states / "retriever.safetensors"))
-    load_model(ranker, str(states / "ranker.safetensors"))
+    digest = result.evidence.results[shipped.arm.name][list(plan.seeds).index(shipped.seed)][1]["states"]
+    load_kept(retriever, states / "retriever.safetensors", digest["retriever"])
+    load_kept(ranker, states / "ranker.safetensors", digest["ranker"])
     card = card_of(shipped.arm.name, materials.dataset, materials.retriever, materials.ranker, materials.command)
     metrics = {name: {m: str(e) for m, e in cells.items()} for name, cells in result.shipped_rows().items()}
     aside, target = folder / "best.part", folder / "best"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from safetensors.torch import load_model, save_model
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, rank
-from sparring.files import sha256
+from sparring.files import damaged, digests, sha256
 from sparring.models import Ranker, Retriever
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
@@ -114,17 +114,33 @@ class Experiment:
     # --- going on where a stopped run ended -----------------------------------------------------------------------
 
     def passed(self, kind: str, name: str) -> Entry | None:
-        """The next operation's line in the journal, its forwards taken over; None where it must be done."""
+        """The next operation's line in the journal, its forwards taken over; None where it must be done.
+
+        Raises: InputError where a file that it left in the run folder is not as it was written.
+        """
         entry = self.journal.passed(kind, name)
         if entry is not None:
+            if wrong := damaged(self.run.path, entry.get("left", {})):
+                raise InputError(
+                    "a file of the stopped run is missing or damaged", where=str(self.run.path / wrong[0]),
+                    expected="the file as it was written",
+                    fix="put it back as it was, or begin again with another --out",
+                )  # fmt: skip
             self.forwards.counts.clear()
             self.forwards.counts.update(entry["forwards"])
         return entry
 
-    def done(self, kind: str, name: str, file: Path | None = None, **facts: Any) -> None:
-        """Note a finished operation with everything that was recorded and counted by now."""
+    def done(
+        self, kind: str, name: str, file: Path | None = None, *, left: Sequence[Path] = (), **facts: Any
+    ) -> None:  # fmt: skip
+        """Note a finished operation with everything that was recorded and counted by now.
+
+        ``file``: its stored result; ``left``: what it wrote into the run folder to stay.
+        """
         if self.journal.folder is not None:
-            facts |= {"forwards": self.forwards.to_dict(), "metrics": self.run.metrics.size()}
+            facts |= {"forwards": self.forwards.to_dict(), "metrics": self.run.metrics.mark()}
+            if rank() == 0:
+                facts["left"] = digests(self.run.path, [str(path.relative_to(self.run.path)) for path in left])
             self.journal.add(kind, name, file=file, **facts)
 
     def let_go(self) -> None:
@@ -444,14 +460,15 @@ class Experiment:
             return
         name = f"{generation.name}-audit"
         if (entry := self.passed("audit", name)) is not None:
-            self.audits.records[generation.name] = entry["record"]
+            self.audits.take(entry["record"])
             return
         found = self.run.phase(
             name, audited, generation.pools, self._rank_quietly,
             lists=self.config.audit_lists, depth=self.config.audit_depth, seed=self.seed_of(name),
             groups=self.dataset.corpus.groups, settled=self.sure_negatives,
         )  # fmt: skip
-        self.done("audit", name, record=self.audits.add(generation.name, found))
+        record = self.audits.add(generation.name, found)
+        self.done("audit", name, left=[self.run.path / record["file"]], record=record)
 
     # --- evaluation -------------------------------------------------------------------------------------------
 
@@ -484,12 +501,12 @@ class Experiment:
             generation.lists[split.name], self.fixed[split.name], self._rank_quietly,
             depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed,
         )  # fmt: skip
-        self.write_runs(label, result.runs)
-        self.done("rows", label, self._store(label, save_rows, result.table.rows))
+        written = self.write_runs(label, result.runs)
+        self.done("rows", label, self._store(label, save_rows, result.table.rows), left=written)
         return result
 
-    def write_runs(self, name: str, runs: Mapping[str, Run]) -> None:
-        """TREC run files under RUN/runs."""
+    def write_runs(self, name: str, runs: Mapping[str, Run]) -> list[Path]:
+        """TREC run files under RUN/runs.  -> the files, one for each row"""
         from sparring.data import write_run
 
         if rank() == 0:
@@ -497,6 +514,7 @@ class Experiment:
             folder.mkdir(exist_ok=True)
             for kind, run in runs.items():
                 write_run(run, self.run_file(name, kind), tag=f"sparring-{kind}".replace(" ", "-"))
+        return [self.run_file(name, kind) for kind in runs]
 
     def run_file(self, name: str, kind: str) -> Path:
         """Where :meth:`write_runs` puts the ranked lists of one row."""
@@ -530,10 +548,8 @@ class Experiment:
                 save_model(model, str(aside))
                 aside.replace(folder / f"{kind}.safetensors")
         self.accelerator.wait_for_everyone()
-        self.kept.pop(name, None)
-        if self.journal.folder is not None:
-            self.kept[name] = {kind: sha256(folder / f"{kind}.safetensors") for kind in self._models()}
-        self.done("keep", name, sha256=self.kept.get(name))
+        self.kept[name] = {kind: sha256(folder / f"{kind}.safetensors") for kind in self._models()}
+        self.done("keep", name, sha256=self.kept[name])
 
     def restore(self, name: str) -> None:
         """Put weights back that were kept under a name, here or in the run that this one branched from."""
@@ -543,13 +559,7 @@ class Experiment:
             if self.origin is not None and not folder.is_dir():
                 folder = self.origin / "states" / name
             for kind, model in self._models().items():
-                path = folder / f"{kind}.safetensors"
-                if self.kept.get(name, {}).get(kind, "") not in ("", sha256(path)):
-                    raise InputError(
-                        "kept weights are damaged", where=str(path), expected="the file as it was written",
-                        fix="this run cannot go on: begin again with another --out",
-                    )  # fmt: skip
-                load_model(model, str(path))
+                load_kept(model, folder / f"{kind}.safetensors", self.kept[name][kind])
             self.accelerator.wait_for_everyone()
         if entry is None:
             self.done("restore", name)
@@ -589,6 +599,16 @@ class Experiment:
         return answers
 
 
+def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
+    """Put kept weights into a model; InputError when the file is not the one that was written."""
+    if damaged(path.parent, {path.name: digest}):
+        raise InputError(
+            "kept weights are missing or damaged", where=str(path), expected="the file as it was written",
+            fix="this run cannot go on: begin again with another --out",
+        )  # fmt: skip
+    load_model(model, str(path))
+
+
 class Progressed:
     """A training phase's checkpoints: see `sparring.phases.fit.Progress`."""
 
@@ -612,7 +632,7 @@ class Progressed:
         if done < self.steps and not self.store.due() and not asked:
             return
         facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums)}
-        facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.size()}
+        facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.mark()}
         self.store.save(self.x.trainees, facts)
         if asked:
             raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.files import sha256
+from sparring.files import SEAL, seal, sealed, sha256, unsealed
 from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
@@ -81,6 +81,8 @@ class Journal:
         entry: dict[str, Any] = {"kind": kind, "name": name, **facts}
         if file is not None:
             entry |= {"file": file.name, "sha256": sha256(file)}
+        before = self.entries[-1][SEAL] if self.entries else ""
+        entry = sealed({**entry, "before": before})
         self.entries.append(entry)
         self.position = len(self.entries)
         if self.folder is not None and self.writes:
@@ -114,7 +116,10 @@ WEIGHTS = ("fit", "restore")
 
 
 def _read(path: Path, *, repair: bool) -> list[Entry]:
-    """Whole lines only: a last one that was cut off is an operation that did not end, and is removed."""
+    """Whole lines only: a last one that was cut off is an operation that did not end, and is removed.
+
+    Every line has a checksum, and that of the line before it: one that changed or is missing is found.
+    """
     if not path.is_file():
         return []
     text = path.read_bytes()
@@ -122,13 +127,19 @@ def _read(path: Path, *, repair: bool) -> list[Entry]:
     if len(whole) < len(text) and repair:
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
-    except ValueError as error:
-        raise InputError(
-            "the journal of the stopped run is damaged", where=str(path), got=str(error),
-            fix="this run cannot go on: begin again with another --out",
-        ) from None  # fmt: skip
+    entries: list[Entry] = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        try:
+            entry = unsealed(line.decode("utf-8"))
+            if entry["before"] != (entries[-1][SEAL] if entries else ""):
+                raise ValueError("the line before it is missing")
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                "the journal of the stopped run is damaged", where=f"{path}:{number}", got=str(error),
+                expected="the line as it was written", fix="this run cannot go on: begin again with another --out",
+            ) from None  # fmt: skip
+        entries.append({**entry, SEAL: seal(entry)})
+    return entries
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

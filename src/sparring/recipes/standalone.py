@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sparring import __version__, files
 from sparring.data import Dataset, default_cache, read_run, write_run
 from sparring.data.corrections import SPLIT, Corrections, read_corrections
 from sparring.distributed import choose_device, choose_precision, choose_tokens
@@ -45,12 +46,12 @@ def new_file(path: Path) -> Iterator[Path]:
         fix = "choose another --out, or remove it yourself"
         raise InputError("the output already exists", where=str(path), fix=fix)
     _make_parent(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = files.aside(path)
     try:
-        yield aside
-        os.replace(aside, path)
+        yield partial
+        os.replace(partial, path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _make_parent(path: Path) -> None:
@@ -104,8 +105,8 @@ def encode_to(
     tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
     vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
     if not ids.exists():
-        with new_file(ids) as aside:
-            aside.write_bytes(lines)
+        with new_file(ids) as partial:
+            partial.write_bytes(lines)
     return len(vectors), vectors.shape[1]
 
 
@@ -114,41 +115,82 @@ def _ids_file(embeddings: Path) -> Path:
 
 
 def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
-    """What `encode_to` wrote: embeddings (mapped) and ids."""
+    """What `encode_to` wrote: embeddings (mapped) and ids. A file with a note beside it must be as it was written."""
     ids = _ids_file(path)
     for file in (path, ids):
         if not file.is_file():
             raise InputError("no such file", where=str(file), expected="a file of `sparring encode`")
+    require_as_noted(path, "the embeddings", fix="remove the file and its .json, and encode again")
     try:
+        with path.open("rb") as opened:
+            np.lib.format.read_magic(opened)
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+        if vectors.dtype.kind != "f":
+            raise ValueError(f"values of type {vectors.dtype}, no floats")
+    except Exception as error:  # a damaged header raises what numpy's, ast's and tokenize's parsers do
         raise InputError("not an embeddings file", where=str(path), got=str(error)) from None
-    names = ids.read_bytes().decode("utf-8", "replace").split("\n")[:-1]  # only this ends a line: ids are any text
+    try:
+        names = ids.read_bytes().decode("utf-8").split("\n")  # only this ends a line: ids are any text
+    except UnicodeDecodeError as error:
+        raise InputError("a file of ids is not UTF-8", where=str(ids), got=str(error)) from None
+    if names.pop():
+        raise InputError("a file of ids is cut off", where=str(ids), expected="a line end after the last id")
     if vectors.ndim != 2 or len(names) != len(vectors):
         got = f"shape {list(vectors.shape)}, {len(names)} ids"
         raise InputError("embeddings and ids do not agree", where=str(path), expected="one id a row", got=got)
     return vectors, names
 
 
+def note_of(path: Path) -> Path:
+    """The file beside an output that says what it holds, with its SHA-256."""
+    return path.with_name(f"{path.name}.json")
+
+
+def require_as_noted(path: Path, what: str, *, fix: str) -> dict[str, Any]:
+    """The note beside a file, empty where there is none; InputError when the file is not as it was written."""
+    if not note_of(path).exists():
+        return {}
+    note = files.read_sealed(note_of(path), f"the note about {what}", fix=fix)
+    if files.sha256(path) != note.get("sha256"):
+        raise InputError(
+            f"{what} are damaged" if what.endswith("s") else f"{what} is damaged", where=str(path),
+            expected="the file as it was written", got="contents that do not agree with its note", fix=fix,
+        )  # fmt: skip
+    return note
+
+
 def index_to(embeddings: Path, kind: Kind, out: Path) -> int:
-    """A faiss index file from embeddings.  -> passages"""
-    with new_file(out) as aside:
+    """A faiss index file from embeddings, and OUT.json, which says from which.  -> passages"""
+    with new_file(out) as partial:
+        if note_of(out).exists():  # of an index that was not finished; nothing else is overwritten
+            files.read_sealed(note_of(out), "the note about an index", fix="choose another --out")
         vectors, _ = read_embeddings(embeddings)
-        build_index(vectors, kind=kind).save(aside)
+        build_index(vectors, kind=kind).save(partial)
+        made = {"kind": kind, "rows": len(vectors), "dim": vectors.shape[1], "embeddings": files.sha256(embeddings)}
+        files.write_sealed(note_of(out), {**made, "version": __version__, "sha256": files.sha256(partial)})
     return len(vectors)
 
 
 def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> int:
     """A TREC run from an index and query embeddings.  -> queries"""
-    with new_file(out) as aside:
+    with new_file(out) as partial:
         run = _searched(index_file, passages, queries, k)
-        write_run(run, aside)
+        write_run(run, partial)
     return len(run)
 
 
 def _searched(index_file: Path, passages: Path, queries: Path, k: int) -> Run:
-    found = Index.load(index_file)
+    if not index_file.is_file() or not note_of(index_file).is_file():
+        missing = index_file if not index_file.is_file() else note_of(index_file)
+        raise InputError("no such file", where=str(missing), expected="what `sparring index` wrote")
+    note = require_as_noted(index_file, "the index", fix="remove it and its .json, and build it again")
     _, passage_ids = read_embeddings(passages)
+    if note.get("embeddings") != files.sha256(passages):
+        raise InputError(
+            "the index was built from other embeddings", where=str(index_file), expected=str(passages),
+            fix="build it again from these: sparring index",
+        )  # fmt: skip
+    found = Index.load(index_file)
     vectors, query_ids = read_embeddings(queries)
     if len(found) != len(passage_ids):
         got = f"{len(found)} indexed, {len(passage_ids)} ids"
@@ -224,7 +266,7 @@ def mine_to(
     """
     corrected = corrections_of(corrections, dataset, split)
     dataset = corrected.apply(dataset)
-    with new_file(out) as aside:
+    with new_file(out) as partial:
         positives = positives_of(dataset.split(split), dataset.queries, dataset.corpus)
         pools = _mined(dataset, run_file, split, positives, answer_filter, corrected)
         if denoising:
@@ -232,7 +274,7 @@ def mine_to(
         usable = trainable(pools, negatives)
         rng = np.random.default_rng(seed)
         lists = draw(pools, usable, negatives, rng, method=sampling, a=simans[0], b=simans[1])
-        with aside.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8") as file:
             for query, passages in zip(pools.queries[usable], lists, strict=True):
                 ids = dataset.corpus.ids(passages)
                 line: dict[str, Any] = {
@@ -311,7 +353,7 @@ def rerank_to(
     trust_remote_code: bool = False,
 ) -> int:
     """The top ``depth`` of each query of a run in the ranker's order.  -> pairs scored"""
-    with new_file(out) as aside:
+    with new_file(out) as partial:
         run = read_known_run(run_file, dataset)
         query_rows = dataset.queries.rows(run)
         top = lists_of(run, dataset, list(run))[1][:, :depth]
@@ -321,7 +363,7 @@ def rerank_to(
         values = np.full(top.shape, -np.inf, dtype=np.float32)
         values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
         scores, ordered = rerank(top, values)
-        write_run(run_of(list(run), dataset.corpus.ids, scores, ordered), aside)
+        write_run(run_of(list(run), dataset.corpus.ids, scores, ordered), partial)
     return int(inside.sum())
 
 

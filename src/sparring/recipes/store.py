@@ -5,9 +5,11 @@ Every file is written aside and renamed into place; none holds a pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,16 +49,17 @@ def load_generation(path: Path, vectors: Path) -> Generation:
     ``vectors``: the folder of kept embeddings, which are checked only when they are read.
     """
     arrays, facts = _load(path)
-    pools = Pools(
-        **{name: arrays[f"pools|{name}"] for name in _POOLS},
-        generation=facts["generation"], depth=facts["depth"], counts=facts["counts"],
-    )  # fmt: skip
-    lists = {split: (arrays[f"scores|{split}"], arrays[f"rows|{split}"]) for split in facts["splits"]}
-    own, kept = facts.get("vectors"), None
-    if own is not None:
-        of_row, made_by = arrays["vectors|of_row"], tuple(own["made_by"])
-        kept = Vectors(vectors / own["file"], own["digest"], own["weights"], made_by, of_row)
-    return Generation(facts["name"], pools, lists, kept)
+    with _as_written(path):
+        pools = Pools(
+            **{name: arrays[f"pools|{name}"] for name in _POOLS},
+            generation=facts["generation"], depth=facts["depth"], counts=facts["counts"],
+        )  # fmt: skip
+        lists = {split: (arrays[f"scores|{split}"], arrays[f"rows|{split}"]) for split in facts["splits"]}
+        own, kept = facts.get("vectors"), None
+        if own is not None:
+            of_row, made_by = arrays["vectors|of_row"], tuple(own["made_by"])
+            kept = Vectors(vectors / own["file"], own["digest"], own["weights"], made_by, of_row)
+        return Generation(facts["name"], pools, lists, kept)
 
 
 def save_lists(path: Path, lists: Lists) -> None:
@@ -67,7 +70,8 @@ def save_lists(path: Path, lists: Lists) -> None:
 def load_lists(path: Path) -> Lists:
     """What `save_lists` wrote; InputError when it cannot be read."""
     arrays, _ = _load(path)
-    return arrays["scores"], arrays["rows"]
+    with _as_written(path):
+        return arrays["scores"], arrays["rows"]
 
 
 def save_rows(path: Path, rows: Sequence[Row], facts: Mapping[str, Any] | None = None) -> None:
@@ -80,28 +84,50 @@ def save_rows(path: Path, rows: Sequence[Row], facts: Mapping[str, Any] | None =
 def load_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
     """What `save_rows` wrote: rows and facts; InputError when it cannot be read."""
     arrays, saved = _load(path)
-    rows = [
-        Row(name, {m: Estimate(*e) for m, e in estimates.items()}, {m: arrays[f"{i}|{m}"] for m in estimates})
-        for i, (name, estimates) in enumerate(saved["rows"])
-    ]
-    return rows, saved["facts"]
+    with _as_written(path):
+        rows = [
+            Row(name, {m: Estimate(*e) for m, e in estimates.items()}, {m: arrays[f"{i}|{m}"] for m in estimates})
+            for i, (name, estimates) in enumerate(saved["rows"])
+        ]
+        return rows, saved["facts"]
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
+    told = json.dumps(facts, ensure_ascii=False)
     with aside.open("wb") as file:
-        np.savez(file, facts=np.array(json.dumps(facts, ensure_ascii=False)), **arrays)  # type: ignore[arg-type]
+        np.savez(file, facts=np.array(told), seal=np.array(_seal(arrays, told)), **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
 
 
+def _seal(arrays: Mapping[str, np.ndarray], facts: str) -> str:
+    """SHA-256 of all arrays with their names, types and shapes, and of the facts."""
+    digest = hashlib.sha256(facts.encode("utf-8"))
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {arrays[name].shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
+    with _as_written(path):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-        return arrays, json.loads(str(arrays.pop("facts")))
+        facts, seal = str(arrays.pop("facts")), str(arrays.pop("seal"))
+        if seal != _seal(arrays, facts):
+            raise ValueError("the contents do not agree with their checksum")
+        return arrays, json.loads(facts)
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Whatever a damaged or a foreign file makes the readers raise, as one InputError that names it."""
+    try:
+        yield
     except Exception as error:
         raise InputError(
             "a file of this folder cannot be read", where=str(path), expected="a file as it was written",

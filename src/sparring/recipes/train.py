@@ -42,7 +42,7 @@ from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.rundir import JOURNAL, LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def set_up(
         if settings.trackers:
             accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
             run.metrics.tracker = accelerator.log
-        if rank() == 0 and not again and not (run.path / "environment.json").is_file():
+        if rank() == 0 and not again:
             record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
         if rank() == 0 and not again:
             record_corrections(run, corrected)
@@ -229,21 +229,29 @@ def begin(
     facts: dict[str, Any] = {
         "config": {name: asdict(config) for name, config in objects.items()}, "data": dataset.fingerprint,
         "corrections": corrections.fingerprint(), "retriever": pair[0].fingerprint(),
-        "ranker": pair[1].fingerprint(), "version": versions()["sparring"], **hardware,
+        "ranker": pair[1].fingerprint(), "versions": code(), **hardware,
     }  # fmt: skip
     facts = json.loads(json.dumps(facts))
     first = journal.entries[0] if journal.entries else None
+    newest = Checkpoint(run.path / "checkpoint", 0).facts()
+    if newest.get("operation", 0) > len(journal.entries):
+        raise InputError(
+            "the journal of the stopped run is cut", where=str(run.path / JOURNAL), got=f"{len(journal.entries)} lines",
+            expected=f"{newest['operation']} lines, after which the checkpoint was written",
+            fix="this run cannot go on: begin again with another --out",
+        )  # fmt: skip
     if first is None:
-        journal.add("begin", recipe, metrics=0, forwards={}, **facts)
+        if rank() == 0 and (run.path / "metrics.jsonl").is_file():  # stopped before the first line was whole
+            run.go_on(run.metrics.mark())
+        journal.add("begin", recipe, metrics=run.metrics.mark(), forwards={}, **facts)
         return
-    wrong = differences({key: first[key] for key in facts} | {"recipe": first["name"]}, {**facts, "recipe": recipe})
+    wrong = differences({key: first.get(key) for key in facts} | {"recipe": first["name"]}, {**facts, "recipe": recipe})
     if wrong:
         raise InputError(
             "this folder holds an unfinished run of another kind", where=str(run.path),
             expected="the same data, models and settings", got="; ".join(wrong),
             fix="take them again to go on with it, or choose another --out",
         )  # fmt: skip
-    newest = Checkpoint(run.path / "checkpoint", 0).facts()
     journal.inside = newest.get("operation") == len(journal.entries)
     if rank() == 0:
         run.go_on(newest["metrics"] if journal.inside else journal.entries[-1]["metrics"])
@@ -252,6 +260,12 @@ def begin(
         half_written.unlink()
     journal.passed("begin", recipe)
     logger.info("%s: goes on after %s %s", run.path, journal.entries[-1]["kind"], journal.entries[-1]["name"])
+
+
+def code() -> dict[str, str]:
+    """Versions of the code that weights depend on."""
+    known = versions()
+    return {name: known[name] for name in ("sparring", "torch", "transformers", "sentence-transformers", "tokenizers")}
 
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:

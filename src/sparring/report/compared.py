@@ -140,8 +140,9 @@ def _arm(raw: Mapping[str, Any], folder: Path, measure: str) -> Arm:
     for name in names:
         found = [state.rows for run in runs for state in run.dev.states if state.name == name]
         curves.append((name, {row: [rows[row][measure].mean for rows in found] for row in found[0]}))
+    tuning = [(float(t["factor"]), math.nan if t["dev"] is None else float(t["dev"])) for t in raw["tuning"]]
     return Arm(
-        raw["name"], raw["recipe"], raw["settings"], [(float(t["factor"]), float(t["dev"])) for t in raw["tuning"]],
+        raw["name"], raw["recipe"], raw["settings"], tuning,
         raw["factor"], _rows(raw["rows"]), raw["forwards"], raw["seconds"], raw["peak_memory_mb"], raw["kept"], curves,
     )  # fmt: skip
 

@@ -198,7 +198,7 @@ def read_json(file: Path) -> dict[str, Any]:
         )  # fmt: skip
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("this file is not JSON", where=str(file), got=str(error)) from None
     if not isinstance(value, dict):
         raise InputError("this file is not a JSON object", where=str(file), got=type(value).__name__)
@@ -210,12 +210,12 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise InputError("a file of the run is missing", where=str(file), expected="one JSON object a line")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            found.append(dict(json.loads(line.decode("utf-8"))))
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError("a line is not a record", where=f"{file}:{number}", got=str(error)) from None
     return found
 
@@ -224,7 +224,7 @@ def parsed(file: Path, function: Callable[..., T], *arguments: Any) -> T:
     """Call a reader; what it does not find where it should be becomes an InputError that names the file."""
     try:
         return function(*arguments)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

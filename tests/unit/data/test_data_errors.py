@@ -303,13 +303,23 @@ def test_a_cache_that_cannot_be_written(beir: Path, tmp_path: Path) -> None:
         load(beir, cache=write(tmp_path / "file", "not a folder"))
 
 
-def test_a_damaged_cache_says_what_to_delete(beir: Path, cache: Path) -> None:
-    load(beir, cache=cache)
-    (rest,) = cache.rglob("rest.json")
-    rest.unlink()
-    with pytest.raises(InputError, match="cache is damaged") as caught:
-        load(beir, cache=cache)
-    assert caught.value.where == str(rest.parent)
+@pytest.mark.parametrize("name", ["rest.json", "corpus/table.json", "queries/text.arrow", "corpus/groups.npy"])
+def test_a_damaged_cache_is_made_again(
+    name: str, beir: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = load(beir, cache=cache)
+    (folder,) = (cache / "data").iterdir()
+    for damage in ("cut", "flip", "gone"):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 4
+        (folder / name).unlink()
+        if damage != "gone":
+            (folder / name).write_bytes(content if damage == "flip" else content[: len(content) // 2])
+        caplog.clear()
+        again = load(beir, cache=cache)
+        assert "made again" in caplog.text
+        assert (again.fingerprint, again.qrels) == (whole.fingerprint, whole.qrels)
+        assert [p.name for p in (cache / "data").iterdir()] == [folder.name]
 
 
 def test_two_processes_may_convert_at_once(beir: Path, cache: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparring import files
 from sparring.data import TextTable, normalise
 from sparring.data import table as module
 from sparring.types import InputError
@@ -129,7 +130,7 @@ def test_damage_is_one_clear_error(tmp_path: Path) -> None:
     np.save(path / "order.npy", np.arange(2))
     with pytest.raises(InputError, match="damaged"):
         TextTable.open(path)
-    (path / "table.json").write_text('{"format": 0}')
+    files.write_sealed(path / "table.json", {"format": 0, "files": {}})
     with pytest.raises(InputError, match="another version"):
         TextTable.open(path)
 
