@@ -91,7 +91,6 @@ class Metrics:
             if numbers:
                 self.tracker(numbers)
 
-
     def size(self) -> int:
         """Bytes of the file so far."""
         return self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
@@ -115,8 +114,13 @@ class Metrics:
         """Append a finished record, another run's for example."""
         self.records.append(dict(record))
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+            line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                error.filename = str(self.path)  # a write that fails names no file
+                raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
+from sparring.files import explained
 from sparring.types import InputError
 
 Problem = Callable[[InputError], None]
@@ -122,12 +123,13 @@ def write_text(path: Path) -> Iterator[TextIO]:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as raw:
-            binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
-                yield text
-        os.replace(aside, path)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "wb") as raw:
+                binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+                with io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
+                    yield text
+            os.replace(aside, path)
     except OSError as error:
         raise InputError(
             "a file cannot be written",

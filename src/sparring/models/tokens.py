@@ -28,6 +28,7 @@ logger = logging.getLogger("sparring")
 
 FORMAT = 1
 CHUNK = 4096  # texts handed to the tokenizer at a time
+SAMPLE = 512  # texts from which the size of a store is told beforehand
 
 
 class TextSource(Protocol):
@@ -135,18 +136,39 @@ def tokenize(
         InputError: the tokenizer is not a fast one.
     """
     source = _ListedTexts(table_or_texts) if isinstance(table_or_texts, Sequence) else table_or_texts
-    tokenizer_id = tokenizer_id or tokenizer_fingerprint(tokenizer)
-    settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
-    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
-    settings["fingerprint"] = hashlib.sha256(key.encode()).hexdigest()
+    settings = _settings(source, tokenizer_id or tokenizer_fingerprint(tokenizer), prompt, limit)
+    encode_plain(tokenizer, [])  # its state must not depend on what is in the cache: it is exported
     if cache is None:
         return _in_memory(source, tokenizer, settings, name)
-    folder = cache / f"tokens-{settings['fingerprint'][:24]}"
+    folder = _folder(cache, settings)
     if (folder / "manifest.json").exists():
         logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
     else:
         _write(folder, source, tokenizer, settings, name)
     return TokenStore.open(folder)
+
+
+def expected_size(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, prompt: str, limit: int, cache: Path, tokenizer_id: str
+) -> tuple[Path, int]:
+    """Where `tokenize` would keep these tokens, and about how many bytes it would add: 0 where they are there already,
+    else counted from up to `SAMPLE` texts."""
+    folder = _folder(cache, _settings(source, tokenizer_id, prompt, limit))
+    if (folder / "manifest.json").exists() or not len(source):
+        return folder, 0
+    rows = np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(np.int64)
+    lengths = [min(limit, len(ids)) for ids in encode_plain(tokenizer, [prompt + text for text in source.texts(rows)])]
+    return folder, int(len(source) * (4 * float(np.mean(lengths)) + 8 + 4))
+
+
+def _settings(source: TextSource, tokenizer_id: str, prompt: str, limit: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {"limit": int(limit), "prompt": prompt, "tokenizer": tokenizer_id}
+    key = json.dumps({"format": FORMAT, "texts": source.fingerprint, "rows": len(source), **settings}, sort_keys=True)
+    return {**settings, "fingerprint": hashlib.sha256(key.encode()).hexdigest()}
+
+
+def _folder(cache: Path, settings: dict[str, Any]) -> Path:
+    return cache / f"tokens-{settings['fingerprint'][:24]}"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

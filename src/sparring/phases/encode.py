@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparring.files import sha256
+from sparring import files
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
+from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
 from sparring.types import InputError
@@ -45,7 +46,7 @@ def encode(
         store: N texts of this kind, tokenised by this retriever.
         kind: "query" or "passage".
         out: a ``.npy`` file, float32 [N, d]; ``None`` keeps the embeddings in memory.
-        token_budget: tokens of one forward, padding included.
+        token_budget: tokens of one forward, padding included; halved where memory does not suffice.
         shard: rows of one shard; rows are sorted by length within a shard.
         dtype: autocast precision of the forward; ``None`` is none. Embeddings are float32 either way.
         progress: label of the progress bar.
@@ -57,9 +58,10 @@ def encode(
         InputError: ``out`` already holds other embeddings.
     """
     starts = range(0, len(store), shard)
+    budget = Budget(token_budget, f"encoding {kind}s")
     with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
         if out is None:
-            shards = [_shard(retriever, store, kind, start, shard, token_budget, bar) for start in starts]
+            shards = [_shard(retriever, store, kind, start, shard, budget, bar) for start in starts]
             return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
         manifest = _manifest(retriever, store, kind, dtype, shard)
         if _is_complete(out, manifest):
@@ -73,7 +75,7 @@ def encode(
                 if path is not None:
                     bar.update(min(shard, len(store) - start))
                 else:
-                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, token_budget, bar))
+                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, budget, bar))
                 paths.append(path)
             _assemble(out, manifest, paths)
             shutil.rmtree(parts)
@@ -81,17 +83,23 @@ def encode(
 
 
 def _shard(
-    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, token_budget: int, bar: Any
+    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget, bar: Any
 ) -> np.ndarray:
     """Embeddings of the rows ``start .. start + size``, float32 [rows, d], in row order."""
     rows = np.arange(start, min(start + size, len(store)))
-    batches = retriever.batches(store, rows, kind, token_budget=token_budget)
-    vectors = []
-    for inputs in batches.inputs:
-        vectors.append(retriever.embed(inputs, kind))
-        bar.update(len(vectors[-1]))
-    joined: np.ndarray = torch.cat(vectors).cpu().numpy()
-    return joined[batches.restore.numpy()]
+    before = bar.n
+
+    def embedded(tokens: int) -> np.ndarray:
+        bar.update(before - bar.n)  # back, where an attempt failed
+        batches = retriever.batches(store, rows, kind, token_budget=tokens)
+        vectors = []
+        for inputs in batches.inputs:
+            vectors.append(retriever.embed(inputs, kind))
+            bar.update(len(vectors[-1]))
+        joined: np.ndarray = torch.cat(vectors).cpu().numpy()
+        return joined[batches.restore.numpy()]
+
+    return budget.run(embedded)
 
 
 def _manifest(
@@ -139,18 +147,18 @@ def _read_note(note: Path) -> dict[str, Any]:
 
 def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     """Write a shard aside and rename it to its first row and the start of its SHA-256."""
-    aside = parts / f"{start:012d}.{os.getpid()}.tmp"
-    with aside.open("wb") as file:
-        np.save(file, vectors)
-    path = parts / f"{start:012d}-{sha256(aside)[:16]}.npy"
-    os.replace(aside, path)
+    with files.aside(parts / f"{start:012d}.{os.getpid()}.tmp") as aside:
+        with aside.open("wb") as file:
+            np.save(file, vectors)
+        path = parts / f"{start:012d}-{files.sha256(aside)[:16]}.npy"
+        os.replace(aside, path)
     return path
 
 
 def _whole_shard(parts: Path, start: int) -> Path | None:
     """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
     for path in parts.glob(f"{start:012d}-*.npy"):
-        if path.stem.rpartition("-")[2] == sha256(path)[:16]:
+        if path.stem.rpartition("-")[2] == files.sha256(path)[:16]:
             return path
         logger.warning("%s is damaged: it is encoded again", path)
         path.unlink()
@@ -158,21 +166,17 @@ def _whole_shard(parts: Path, start: int) -> Path | None:
 
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
-    """Join the shards into one file, which appears complete or not at all (its note goes first)."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """Join the shards into one file, which appears complete or not at all (its note goes first).
+
+    It is written, not mapped: a map of a file that the full disk has no room for ends the process with a bus error.
+    """
     shape = (manifest["rows"], manifest["dim"])
-    if shards:
-        joined = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
-        row = 0
-        for path in shards:
-            vectors = np.load(path, allow_pickle=False)
-            joined[row : row + len(vectors)] = vectors
-            row += len(vectors)
-        joined.flush()
-        del joined
-    else:
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with files.aside(out.with_name(f".{out.name}.{os.getpid()}.tmp")) as aside:
         with aside.open("wb") as file:
-            np.save(file, np.empty(shape, np.float32))
-    note = {**manifest, "sha256": sha256(aside)}
-    _note(out).write_text(json.dumps(note, indent=1), encoding="utf-8")
-    os.replace(aside, out)
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in shards:
+                file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
+        note = {**manifest, "sha256": files.sha256(aside)}
+        files.write_text(_note(out), json.dumps(note, indent=1))
+        os.replace(aside, out)

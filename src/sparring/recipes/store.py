@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sparring.files import whole
 from sparring.phases.evaluate import Row
 from sparring.phases.pools import Pools
 from sparring.phases.stats import Estimate
@@ -74,13 +75,10 @@ def load_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez(file, facts=np.array(json.dumps(facts, ensure_ascii=False)), **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
