@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -46,6 +47,41 @@ def forget(error: BaseException) -> str:
         torch.cuda.empty_cache()
     release_memory()
     return text
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """In which pieces a batch is worked through. The gradient is the whole batch's in all of them.
+
+    Attributes:
+        tokens: padded tokens of a chunk.
+        accumulate: micro-batches.
+        gradient_cache: whether only one chunk's activations are held.
+    """
+
+    tokens: int
+    accumulate: int
+    gradient_cache: bool
+
+    def smaller(self, joins_queries: bool, share: int) -> Pieces | None:
+        """The next smaller ones, or None: half the tokens, and twice the micro-batches up to one query each; where
+        these cannot be (in-batch negatives, or one query each already), gradient caching.
+
+        Args:
+            joins_queries: the step's own.
+            share: queries of this process.
+        """
+        tokens = max(SMALLEST, self.tokens // 2)
+        if joins_queries or self.accumulate >= share:
+            found = Pieces(tokens, self.accumulate, True)
+        else:
+            found = Pieces(tokens, min(2 * self.accumulate, share), self.gradient_cache)
+        return None if found == self else found
+
+    def at_most(self, other: Pieces) -> Pieces:
+        """The smaller of both in each respect."""
+        cached = self.gradient_cache or other.gradient_cache
+        return Pieces(min(self.tokens, other.tokens), max(self.accumulate, other.accumulate), cached)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sparring.log import Metrics, progress
 from sparring.losses import known_positive_mask
 from sparring.models import Batches, Ranker, Retriever, TokenStore
 from sparring.models.gradient_cache import CachedForward, Call
-from sparring.models.memory import SMALLEST, TooLittleMemory, forget, out_of_memory
+from sparring.models.memory import Pieces, TooLittleMemory, forget, out_of_memory
 from sparring.models.modes import evaluating
 from sparring.types import InputError
 
@@ -265,41 +265,6 @@ class Scorer:
 
     def _dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.precision == "bf16" else None
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """In which pieces a batch is worked through. The gradient is the whole batch's in all of them.
-
-    Attributes:
-        tokens: padded tokens of a chunk.
-        accumulate: micro-batches.
-        gradient_cache: whether only one chunk's activations are held.
-    """
-
-    tokens: int
-    accumulate: int
-    gradient_cache: bool
-
-    def smaller(self, joins_queries: bool, share: int) -> Pieces | None:
-        """The next smaller ones, or None: half the tokens, and twice the micro-batches up to one query each; where
-        these cannot be (in-batch negatives, or one query each already), gradient caching.
-
-        Args:
-            joins_queries: the step's own.
-            share: queries of this process.
-        """
-        tokens = max(SMALLEST, self.tokens // 2)
-        if joins_queries or self.accumulate >= share:
-            found = Pieces(tokens, self.accumulate, True)
-        else:
-            found = Pieces(tokens, min(2 * self.accumulate, share), self.gradient_cache)
-        return None if found == self else found
-
-    def at_most(self, other: Pieces) -> Pieces:
-        """The smaller of both in each respect."""
-        cached = self.gradient_cache or other.gradient_cache
-        return Pieces(min(self.tokens, other.tokens), max(self.accumulate, other.accumulate), cached)
 
 
 class Progress(Protocol):

@@ -25,6 +25,7 @@ from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, processes, rank
 from sparring.files import sha256, whole
 from sparring.models import Ranker, Retriever
+from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
@@ -34,7 +35,6 @@ from sparring.phases.fit import (
     Forwards,
     Name,
     NotFinite,
-    Pieces,
     Scorer,
     Step,
     Trainee,

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from fit_fixtures import STEPS, Pair, draw, load_pair, state
 from memory_fixtures import ERRORS, Allocator, little_memory
 from sparring.log import Metrics
-from sparring.models.memory import TooLittleMemory
-from sparring.phases.fit import Pieces, Scorer, fit
+from sparring.models.memory import Pieces, TooLittleMemory
+from sparring.phases.fit import Scorer, fit
 
 Load = Callable[..., Pair]
 WHOLE = Pieces(512, 1, False)
