@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sparring.files import explained
 from sparring.phases.denoise import DEFAULTS
 from sparring.recipes.settings import DEFAULT_ARMS
 from sparring.types import InputError
@@ -31,12 +32,13 @@ RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "separate", "frozen-teacher")
 
 
 class Commands(click.Group):
-    """Turns our own errors into one message and exit code 2."""
+    """Turns our own errors, and what a disk refuses, into one message and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an `InputError` becomes its text on standard error."""
         try:
-            return super().invoke(ctx)
+            with explained("the output"):
+                return super().invoke(ctx)
         except InputError as error:
             click.echo(f"sparring: {error}", err=True)
             ctx.exit(2)

@@ -93,7 +93,6 @@ class Metrics:
             if numbers:
                 self.tracker(numbers)
 
-
     def mark(self) -> dict[str, Any]:
         """Bytes of the file so far, and their SHA-256."""
         return {"size": self._size, "sha256": self._digest.hexdigest()}
@@ -121,10 +120,14 @@ class Metrics:
         self.records.append(dict(record))
         if self.path is not None:
             line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+            except OSError as error:
+                error.filename = str(self.path)  # a write that fails names no file
+                raise
             self._size += len(line)
             self._digest.update(line)
-            with self.path.open("ab") as file:
-                file.write(line)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -142,8 +142,8 @@ def stopped(start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A run that stopped in its second round's ranker phase."""
     real = Progressed.ended
 
-    def cut(self: Progressed, done: int, sums: Any) -> None:
-        real(self, done, sums)
+    def cut(self: Progressed, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
         if self.x.run.metrics.records[-1]["phase"] == "2-ranker":
             raise Cut
 

@@ -157,13 +157,14 @@ def write_text(path: Path) -> Iterator[TextIO]:
     path = Path(path)
     aside = path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = files.aside(path)
-        with open(aside, "wb") as raw:
-            binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with _Text(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
-                yield text
-        os.replace(aside, path)
+        with files.explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = files.aside(path)
+            with open(aside, "wb") as raw:
+                binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+                with _Text(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:
+                    yield text
+            os.replace(aside, path)
     except OSError as error:
         raise InputError(
             "a file cannot be written",

@@ -34,6 +34,7 @@ FORMAT = 2
 CODE = f"sparring {__version__}, tokenizers {tokenizers.__version__}"
 """The code that makes ids of texts: stores of another version are not used."""
 CHUNK = 4096  # texts handed to the tokenizer at a time
+SAMPLE = 512  # texts from which the size of a store is told beforehand
 
 
 class TextSource(Protocol):
@@ -153,6 +154,7 @@ def tokenize(
     source = _ListedTexts(table_or_texts) if isinstance(table_or_texts, Sequence) else table_or_texts
     tokenizer_id = tokenizer_id or tokenizer_fingerprint(tokenizer)
     settings = _settings(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id)
+    encode_plain(tokenizer, [])  # its state must not depend on what is in the cache: it is exported
     if cache is None:
         return _in_memory(source, tokenizer, settings, name)
     folder = _folder(cache, settings)
@@ -176,6 +178,19 @@ def stored(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str, ca
     """Where `tokenize` keeps these texts' tokens, and whether they are there."""
     folder = _folder(cache, _settings(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id))
     return folder, (folder / "manifest.json").exists()
+
+
+def expected_size(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, prompt: str, limit: int, cache: Path, tokenizer_id: str
+) -> tuple[Path, int]:
+    """Where `tokenize` would keep these tokens, and about how many bytes it would add: 0 where they are there already,
+    else counted from up to `SAMPLE` texts."""
+    folder, there = stored(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id, cache=cache)
+    if there or not len(source):
+        return folder, 0
+    rows = np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(np.int64)
+    lengths = [min(limit, len(ids)) for ids in encode_plain(tokenizer, [prompt + text for text in source.texts(rows)])]
+    return folder, int(len(source) * (4 * float(np.mean(lengths)) + 8 + 4))
 
 
 def _settings(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str) -> dict[str, Any]:

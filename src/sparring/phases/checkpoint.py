@@ -5,7 +5,6 @@ Dropout's random state is not among it: every update is seeded by its own number
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,12 +63,10 @@ class Checkpoint:
             scheduler = {k: v for k, v in trainee.scheduler.state_dict().items() if k != "lr_lambdas"}
             groups = [{"lr": float(group["lr"])} for group in state["param_groups"]]
             states[name] = {"scheduler": scheduler, "groups": groups, "updates": trainee.updates}
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"checkpoint-{time.time_ns()}.safetensors"
-        aside = path.with_suffix(".part")
-        save_file({key: value.contiguous() for key, value in tensors.items()}, str(aside))
-        sha256 = files.sha256(aside)
-        os.replace(aside, path)
+        with files.whole(path) as part:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, str(part))
+            sha256 = files.sha256(part)
         files.write_sealed(self.note, {"file": path.name, "sha256": sha256, "states": states, "facts": dict(facts)})
         for leftover in self.folder.glob("checkpoint-*"):
             if leftover != path:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparring import __version__
+from sparring import __version__, files
 from sparring.files import aside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
+from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
 from sparring.types import InputError
@@ -50,7 +51,7 @@ def encode(
         store: N texts of this kind, tokenised by this retriever.
         kind: "query" or "passage".
         out: a ``.npy`` file, float32 [N, d]; ``None`` keeps the embeddings in memory.
-        token_budget: tokens of one forward, padding included.
+        token_budget: tokens of one forward, padding included; halved where memory does not suffice.
         shard: rows of one shard; rows are sorted by length within a shard.
         dtype: autocast precision of the forward; ``None`` is none. Embeddings are float32 either way.
         progress: label of the progress bar.
@@ -62,9 +63,10 @@ def encode(
         InputError: ``out`` already holds other embeddings.
     """
     starts = range(0, len(store), shard)
+    budget = Budget(token_budget, f"encoding {kind}s")
     with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
         if out is None:
-            shards = [_shard(retriever, store, kind, start, shard, token_budget, bar) for start in starts]
+            shards = [_shard(retriever, store, kind, start, shard, budget, bar) for start in starts]
             return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
         manifest = _manifest(retriever, store, kind, dtype, shard)
         _read_note(_note(out))  # another program's file of this name is not overwritten
@@ -79,7 +81,7 @@ def encode(
                 if path is not None:
                     bar.update(min(shard, len(store) - start))
                 else:
-                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, token_budget, bar))
+                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, budget, bar))
                 paths.append(path)
             _assemble(out, manifest, paths)
             for stale in out.parent.glob(f".{glob_escape(out.name)}.*.parts"):  # also of other weights or texts
@@ -88,17 +90,23 @@ def encode(
 
 
 def _shard(
-    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, token_budget: int, bar: Any
+    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget, bar: Any
 ) -> np.ndarray:
     """Embeddings of the rows ``start .. start + size``, float32 [rows, d], in row order."""
     rows = np.arange(start, min(start + size, len(store)))
-    batches = retriever.batches(store, rows, kind, token_budget=token_budget)
-    vectors = []
-    for inputs in batches.inputs:
-        vectors.append(retriever.embed(inputs, kind))
-        bar.update(len(vectors[-1]))
-    joined: np.ndarray = torch.cat(vectors).cpu().numpy()
-    return joined[batches.restore.numpy()]
+    before = bar.n
+
+    def embedded(tokens: int) -> np.ndarray:
+        bar.update(before - bar.n)  # back, where an attempt failed
+        batches = retriever.batches(store, rows, kind, token_budget=tokens)
+        vectors = []
+        for inputs in batches.inputs:
+            vectors.append(retriever.embed(inputs, kind))
+            bar.update(len(vectors[-1]))
+        joined: np.ndarray = torch.cat(vectors).cpu().numpy()
+        return joined[batches.restore.numpy()]
+
+    return budget.run(embedded)
 
 
 def _manifest(
@@ -144,18 +152,18 @@ def _read_note(note: Path) -> dict[str, Any]:
 
 def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     """Write a shard aside and rename it to its first row and the start of its SHA-256."""
-    partial = parts / f"{start:012d}.{os.getpid()}.tmp"
-    with partial.open("wb") as file:
-        np.save(file, vectors)
-    path = parts / f"{start:012d}-{sha256(partial)[:16]}.npy"
-    os.replace(partial, path)
+    with files.scratch(parts / f"{start:012d}.{os.getpid()}.tmp") as partial:
+        with partial.open("wb") as file:
+            np.save(file, vectors)
+        path = parts / f"{start:012d}-{files.sha256(partial)[:16]}.npy"
+        os.replace(partial, path)
     return path
 
 
 def _whole_shard(parts: Path, start: int) -> Path | None:
     """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
     for path in parts.glob(f"{start:012d}-*.npy"):
-        if path.stem.rpartition("-")[2] == sha256(path)[:16]:
+        if path.stem.rpartition("-")[2] == files.sha256(path)[:16]:
             return path
         logger.warning("%s is damaged: it is encoded again", path)
         path.unlink()
@@ -163,12 +171,16 @@ def _whole_shard(parts: Path, start: int) -> Path | None:
 
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
-    """Join the shards into one file, which appears complete or not at all (its note goes first)."""
-    partial = aside(out, "tmp")
+    """Join the shards into one file, which appears complete or not at all (its note goes first).
+
+    It is written, not mapped: a map of a file that the full disk has no room for ends the process with a bus error.
+    """
     shape = (manifest["rows"], manifest["dim"])
-    with partial.open("wb") as file:  # written, not mapped: the embeddings need not fit in memory
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for path in shards:
-            file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
-    write_sealed(_note(out), {**manifest, "sha256": sha256(partial)})
-    os.replace(partial, out)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with files.scratch(aside(out, "tmp"), out) as partial:
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in shards:
+                file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
+        write_sealed(_note(out), {**manifest, "sha256": sha256(partial)})
+        os.replace(partial, out)

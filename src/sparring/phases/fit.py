@@ -11,8 +11,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sparring.log import Metrics, progress
 from sparring.losses import known_positive_mask
 from sparring.models import Batches, Ranker, Retriever, TokenStore
 from sparring.models.gradient_cache import CachedForward, Call
+from sparring.models.memory import Pieces, TooLittleMemory, forget, out_of_memory
 from sparring.models.modes import evaluating
 from sparring.types import InputError
 
@@ -170,6 +171,11 @@ class Scorer:
         self.forwards = forwards if forwards is not None else Forwards()
         self.pending: list[CachedForward] = []
 
+    def work_in(self, pieces: Pieces) -> None:
+        """Work through batches in these pieces from now on."""
+        self.feed = replace(self.feed, token_budget=pieces.tokens)
+        self.gradient_cache = pieces.gradient_cache
+
     def retriever(self, batch: ListBatch) -> Tensor:
         """Retriever scores of every list.  -> (b, 1+n) float32"""
         queries, passages = self._embed(batch)
@@ -264,11 +270,12 @@ class Scorer:
 class Progress(Protocol):
     """Keeps what a stopped phase needs to go on."""
 
-    def begun(self) -> tuple[int, dict[str, float]]:
-        """Updates that are done already, their weights in place, and the sums of their terms."""
+    def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
+        """Updates that are done already, their weights in place, the sums of their terms, and the pieces in which the
+        last one was worked through (None: as asked)."""
 
-    def ended(self, done: int, sums: Mapping[str, float]) -> None:
-        """So many updates are done."""
+    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
+        """So many updates are done; ``keep``: they must not be lost."""
 
 
 def _row_numbers(rows: np.ndarray) -> list[str]:
@@ -300,28 +307,50 @@ def fit(
         seed: of dropout, for each update together with its number and the process; None leaves torch's generator.
         progressed: told the sums of the terms after every update; what it knows at the start is not done again.
 
+    An update for which memory does not suffice is repeated from its start in smaller pieces (`Pieces.smaller`), which
+    last for the phase; with several processes it is an error, for the others are in the middle of theirs.
+
     Returns: means over the steps of every loss term and diagnostic.
-    Raises: InputError when the loss is not finite (naming the queries), or when B cannot be split as asked.
+    Raises: NotFinite when the loss is not finite (naming the queries); TooLittleMemory; InputError when B cannot be
+        split as asked.
     """
     _check_split(step, batch, accumulate, scorer.gradient_cache)
     for name, trainee in team.items():
         trainee.model.train(name in step.trains)
         trainee.optimizer.zero_grad(set_to_none=True)
-    done, sums = progressed.begun() if progressed is not None else (0, {})
+    done, sums, kept = progressed.begun() if progressed is not None else (0, {}, None)
+    pieces = Pieces(scorer.feed.token_budget, accumulate, scorer.gradient_cache)
+    if kept is not None:
+        pieces = pieces.at_most(kept)
     with progress(label or step.name, steps, "steps") as bar:
         bar.update(done)
         for number in range(done, steps):
-            if seed is not None:
-                torch.manual_seed(_seed_of(seed, number))
-            queries, passages = draw(number, batch)
-            logged = _update(team, scorer, step, _micro_batches(queries, passages, accumulate), names)
+            lists, start, counted = draw(number, batch), _start(seed, number), Counter(scorer.forwards.counts)
+            while True:
+                start()
+                scorer.work_in(pieces)
+                try:
+                    logged = _update(team, scorer, step, _micro_batches(*lists, pieces.accumulate), names)
+                    break
+                except NotFinite as error:
+                    error.batch["update"] = number
+                    raise
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    pieces = _smaller(pieces, step, batch, error, label or step.name)
+                _undo(team, scorer, counted)
+                if metrics is not None:
+                    metrics.write("memory", phase=label, step=number, **asdict(pieces))
+                if progressed is not None:
+                    progressed.ended(number, sums, pieces, keep=True)
             for key, value in logged.items():
                 sums[key] = sums.get(key, 0.0) + value
             if metrics is not None:
                 metrics.write("step", phase=label, step=number, **logged)
             bar.update(1)
             if progressed is not None:
-                progressed.ended(number + 1, sums)
+                progressed.ended(number + 1, sums, pieces)
     for trainee in team.values():
         trainee.model.eval()
     return {key: value / max(steps, 1) for key, value in sums.items()}
@@ -330,6 +359,49 @@ def fit(
 def _seed_of(seed: int, number: int) -> int:
     """One seed for each update and process: dropout needs nothing of the updates before it."""
     return zlib.crc32(f"{seed} {number} {rank()}".encode())
+
+
+def _start(seed: int | None, number: int) -> Callable[[], None]:
+    """Sets torch's generators to where an update begins: as often as it is tried."""
+    if seed is not None:
+        of_update = _seed_of(seed, number)
+
+        def seeded() -> None:
+            torch.manual_seed(of_update)
+
+        return seeded
+    cpu, gpus = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+
+    return restore
+
+
+def _smaller(pieces: Pieces, step: Step, batch: int, error: Exception, label: str) -> Pieces:
+    """The next smaller pieces, with a warning; TooLittleMemory where there are none, or with several processes."""
+    text = forget(error)
+    found = pieces.smaller(step.joins_queries, batch) if processes() == 1 else None
+    if found is None:
+        raise TooLittleMemory(
+            f"too little memory for an update of {label}", where="run.train_tokens, accumulate, run.gradient_cache",
+            got=f"{text}, at {pieces}",
+            fix="free memory; or make train_tokens smaller, accumulate larger, or set gradient_cache=true, with which "
+            "a stopped run may go on: the same command with them added",
+        )  # fmt: skip
+    logger.warning("%s: too little memory (%s): this update again, and the phase on, in %s", label, text, found)
+    return found
+
+
+def _undo(team: Mapping[Name, Trainee], scorer: Scorer, counted: Counter[str]) -> None:
+    """Leave nothing of an update that was given up."""
+    scorer.pending.clear()
+    scorer.forwards.counts.clear()
+    scorer.forwards.counts.update(counted)
+    for trainee in team.values():
+        trainee.optimizer.zero_grad(set_to_none=True)
 
 
 def _check_split(step: Step, batch: int, accumulate: int, gradient_cache: bool) -> None:
@@ -373,16 +445,24 @@ def _update(
             output, diagnostics = step.function(batch, scorer)
             bad = not bool(torch.isfinite(output.total))
             if any_process(bad, output.total.device):  # all stop together: none is left waiting for the others
-                raise _not_finite(step, output, names(batch.queries) if bad else ["of another process"])
+                raise _not_finite(step, output, batch, names(batch.queries) if bad else ["of another process"])
             scorer.backward(output.total)
         share = len(batch.queries) / batch.total
         shares = {**output.parts, **{key: value * share for key, value in diagnostics.items()}}
         for key, value in shares.items():
             logged[key] = logged.get(key, 0.0) + float(value)
-    for name in step.trains:
-        if scorer.gradient_cache:
-            _average_gradients(team[name].model)
-        _advance(team[name])
+    try:
+        for name in step.trains:
+            if scorer.gradient_cache:
+                _average_gradients(team[name].model)
+            _advance(team[name])
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise TooLittleMemory(  # weights may have moved: this update cannot be begun again
+            "too little memory for the optimiser", where=step.name, got=forget(error),
+            fix="free memory or take a smaller model; the same command goes on from the last checkpoint",
+        ) from None  # fmt: skip
     return sum_over_processes(logged, output.total.device)
 
 
@@ -412,15 +492,25 @@ def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
 
 
 class NotFinite(InputError):
-    """A loss that is no number: the training diverged, or a text broke it."""
+    """A loss that is no number: the training diverged, or a text broke it.
+
+    ``batch``: what it was computed from: the step's name, the update's number, the loss and its terms, and this
+    process's query rows [b] and passage rows [b, 1 + n] of the micro-batch.
+    """
+
+    batch: dict[str, Any]
 
 
-def _not_finite(step: Step, output: StepOutput, queries: list[str]) -> NotFinite:
-    terms = ", ".join(f"{name}={float(value):g}" for name, value in output.parts.items())
-    return NotFinite(
+def _not_finite(step: Step, output: StepOutput, batch: ListBatch, queries: list[str]) -> NotFinite:
+    values = {name: float(value) for name, value in output.parts.items()}
+    terms = ", ".join(f"{name}={value:g}" for name, value in values.items())
+    error = NotFinite(
         "the loss is not finite",
         where=f"step {step.name!r}, queries {', '.join(queries)}",
         expected="a finite number",
         got=f"{float(output.total.detach())} ({terms})",
         fix="lower the learning rate, use precision=fp32, or look at these queries' texts with `sparring check`",
     )
+    error.batch = {"step": step.name, "loss": float(output.total.detach()), "terms": values}
+    error.batch |= {"queries": batch.queries, "passages": batch.passages}
+    return error

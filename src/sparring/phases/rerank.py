@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from sparring.log import progress as progress_bar
 from sparring.models import Ranker, TokenStore
+from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.types import InputError
 
@@ -30,7 +33,7 @@ def score_pairs(
 
     Args:
         query_store, passage_store: token stores made by the ranker's tokenizer.
-        token_budget: tokens of a model batch, padding included.
+        token_budget: tokens of a model batch, padding included; halved where memory does not suffice.
         dtype: autocast to it; None for the weights' own.
         progress: label of the progress bar over the distinct pairs.
 
@@ -47,19 +50,31 @@ def score_pairs(
     lengths = np.asarray(query_store.lengths)[pairs[0]] + np.asarray(passage_store.lengths)[pairs[1]]
     order = np.argsort(-lengths, kind="stable")  # longest first: too little memory shows at once
     scores = np.empty(len(keys), dtype=np.float32)
+    budget = Budget(token_budget, f"scoring pairs ({progress})")
     with evaluating(ranker, dtype), progress_bar(progress, total=len(keys), unit="pairs") as bar:
         for start in range(0, len(order), _PAIRS):
             part = order[start : start + _PAIRS]
-            batches = ranker.batches(
-                query_store, pairs[0][part], passage_store, pairs[1][part], token_budget=token_budget
-            )
-            scores[part] = ranker(batches).float().cpu().numpy()
+            logits = partial(_logits, ranker, query_store, passage_store, pairs[0][part], pairs[1][part])
+            scores[part] = budget.run(logits)
             bar.update(len(part))
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         where = f"query row {pairs[0][bad[0]]}, passage row {pairs[1][bad[0]]}"
         raise InputError("the ranker's score is not finite", where=where, got=str(scores[bad[0]]), fix="try fp32")
     return scores[inverse]
+
+
+def _logits(
+    ranker: Ranker,
+    queries: TokenStore,
+    passages: TokenStore,
+    query_rows: np.ndarray,
+    passage_rows: np.ndarray,
+    tokens: int,
+) -> np.ndarray:
+    batches = ranker.batches(queries, query_rows, passages, passage_rows, token_budget=tokens)
+    logits: np.ndarray = ranker(batches).float().cpu().numpy()
+    return logits
 
 
 def rerank(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

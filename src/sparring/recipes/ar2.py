@@ -64,11 +64,15 @@ def ar2(x: Experiment, cfg: AR2Config, warm: Generation) -> None:
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
     pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
+        of = cfg.mined_by(k, warm.name)
         if cfg.order == "official":
-            x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
-        x.fit(f"{k}-retriever", retriever_step(cfg), pools, steps=cfg.retriever_steps, **cfg.drawing())
+            x.fit(f"{k}-ranker", ranker_step(), pools, generation=of, steps=cfg.ranker_steps, **cfg.drawing())
+        x.fit(
+            f"{k}-retriever", retriever_step(cfg), pools, generation=of, steps=cfg.retriever_steps, **cfg.drawing()
+        )  # fmt: skip
         found = x.refresh(f"{k}", previous=found)
         pools = found.pools if cfg.refresh else warm.pools
         if cfg.order == "paper":
-            x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
+            of = cfg.mined_by(k + 1, warm.name)
+            x.fit(f"{k}-ranker", ranker_step(), pools, generation=of, steps=cfg.ranker_steps, **cfg.drawing())
         x.evaluate(f"round {k}", found)

@@ -25,6 +25,7 @@ from sparring.data import Dataset
 from sparring.log import peak_memory_bytes, reset_peak_memory
 from sparring.machine import process_age
 from sparring.models import Ranker, Retriever, TokenStore
+from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
@@ -311,12 +312,12 @@ class Ticks:
     seconds: float
     ends: list[Cost] = field(default_factory=list)
 
-    def begun(self) -> tuple[int, dict[str, float]]:
-        """Nothing is done yet."""
+    def begun(self) -> tuple[int, dict[str, float], None]:
+        """Nothing is done yet, and nothing is known of smaller pieces."""
         self.ends.append(Cost(time.perf_counter(), time.process_time()))
-        return 0, {}
+        return 0, {}, None
 
-    def ended(self, done: int, sums: Mapping[str, float]) -> None:  # noqa: ARG002
+    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:  # noqa: ARG002
         """An update more."""
         self.ends.append(Cost(time.perf_counter(), time.process_time()))
         spent = self.ends[-1].wall - self.ends[0].wall

@@ -24,8 +24,9 @@ from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import processes
-from sparring.files import damaged, digests, read_sealed, sha256, write_json, write_sealed, write_text
+from sparring.files import damaged, digests, explained, read_sealed, sha256, write_json, write_sealed, write_text
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
+from sparring.models.memory import enough_memory
 from sparring.phases.evaluate import Row, Table, check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import NotFinite
@@ -119,7 +120,8 @@ def compare(
     folder = Path(out)
     held = claim(folder, plan, materials)
     try:
-        return _compare(folder, plan, materials)
+        with explained(folder), enough_memory():
+            return _compare(folder, plan, materials)
     finally:
         held.close()
 

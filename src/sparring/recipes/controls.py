@@ -41,8 +41,9 @@ def separate(x: Experiment, cfg: SeparateConfig, warm: Generation) -> None:
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
     pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
-        x.fit(f"{k}-ranker", ranker_step(), pools, steps=cfg.ranker_steps, **cfg.drawing())
-        x.fit(f"{k}-retriever", retriever_step(), pools, steps=cfg.retriever_steps, **cfg.drawing())
+        of = cfg.mined_by(k, warm.name)
+        x.fit(f"{k}-ranker", ranker_step(), pools, generation=of, steps=cfg.ranker_steps, **cfg.drawing())
+        x.fit(f"{k}-retriever", retriever_step(), pools, generation=of, steps=cfg.retriever_steps, **cfg.drawing())
         found = x.refresh(f"{k}", previous=found)
         pools = found.pools if cfg.refresh else warm.pools
         x.evaluate(f"round {k}", found)
@@ -65,10 +66,16 @@ def distillation_step(cfg: FrozenTeacherConfig) -> Step:
 def frozen_teacher(x: Experiment, cfg: FrozenTeacherConfig, warm: Generation) -> None:
     """All of the ranker's updates on the warm start's negatives, then rounds of distillation from it."""
     x.team(retriever=cfg.retriever_rates(), ranker=cfg.ranker_rates())
-    x.fit("teacher", ranker_step(), warm.pools, steps=cfg.rounds * cfg.ranker_steps, **cfg.drawing())
+    x.fit(
+        "teacher", ranker_step(), warm.pools,
+        generation=warm.name, steps=cfg.rounds * cfg.ranker_steps, **cfg.drawing(),
+    )  # fmt: skip
     pools, found = warm.pools, warm
     for k in range(1, cfg.rounds + 1):
-        x.fit(f"{k}-retriever", distillation_step(cfg), pools, steps=cfg.retriever_steps, **cfg.drawing())
+        x.fit(
+            f"{k}-retriever", distillation_step(cfg), pools,
+            generation=cfg.mined_by(k, warm.name), steps=cfg.retriever_steps, **cfg.drawing(),
+        )  # fmt: skip
         found = x.refresh(f"{k}", previous=found)
         pools = found.pools if cfg.refresh else warm.pools
         x.evaluate(f"round {k}", found)

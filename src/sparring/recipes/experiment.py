@@ -5,12 +5,13 @@ A recipe calls `team`, `fit`, `refresh`, `denoise`, `evaluate`; nothing here kno
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,25 @@ from safetensors.torch import load_model, save_model
 
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
-from sparring.distributed import any_process, choose_tokens, rank
-from sparring.files import damaged, digests, sha256
+from sparring.distributed import any_process, choose_tokens, processes, rank
+from sparring.files import damaged, digests, sha256, whole
 from sparring.models import Ranker, Retriever
+from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
 from sparring.phases.evaluate import CASCADE, Table, ThreeRows, three_rows
-from sparring.phases.fit import Feed, Forwards, Name, Scorer, Step, Trainee, fit, make_trainee
+from sparring.phases.fit import (
+    Feed,
+    Forwards,
+    Name,
+    NotFinite,
+    Scorer,
+    Step,
+    Trainee,
+    fit,
+    make_trainee,
+)
 from sparring.phases.focus import union
 from sparring.phases.index import build_index
 from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, positives_of, report
@@ -42,6 +54,7 @@ from sparring.recipes.journal import Entry, Journal
 from sparring.recipes.settings import Rates, RunConfig
 from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
 from sparring.recipes.tables import result_table
+from sparring.recipes.watch import Watch
 from sparring.rundir import Lock, RunDir, Stop
 from sparring.types import InputError, Qrels, Run
 
@@ -49,6 +62,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("sparring")
+
 
 @dataclass
 class Split:
@@ -94,6 +108,7 @@ class Experiment:
         self.excluded = self.corrections.rows("drop", self.dataset)
         self.sure_negatives = self.corrections.rows("keep", self.dataset)
         self.audits = Audits(self.run, self.dataset)
+        self.watch = Watch(self.run.metrics)
 
     def branch(self, folder: Path) -> Experiment:
         """The same models and data in a run folder of its own, to train from the weights kept here.
@@ -182,6 +197,7 @@ class Experiment:
         step: Step,
         pools: Pools,
         *,
+        generation: str,
         steps: int,
         batch: int,
         negatives: int,
@@ -189,7 +205,13 @@ class Experiment:
         sampling: Method = "uniform",
         simans: tuple[float, float] = (0.5, 0.0),
     ) -> None:
-        """Train on lists drawn from ``pools``; lists whose pool is too short are left out, counted and logged."""
+        """Train on lists drawn from ``pools``; lists whose pool is too short are left out, counted and logged.
+
+        ``generation``: which state of the retriever the recipe says mined these pools.
+
+        Raises: InputError when another one did, or no pool is long enough; NotFinite, its batch saved.
+        """
+        require_generation(name, pools, generation)
         if steps == 0:
             return
         entry = self.passed("fit", name)
@@ -210,17 +232,38 @@ class Experiment:
         if found.short:
             logger.warning("%s: %s", name, found)
         with Stop() if self.journal.folder is not None else nullcontext() as stop:
-            means = self.run.phase(
-                name, fit, self._team, scorer, step, sampler.batch,
-                steps=steps, batch=batch, accumulate=accumulate, label=name, metrics=self.run.metrics,
-                names=self.query_ids, seed=seed,
-                progressed=Progressed(self, steps, stop) if stop is not None else None,
-            )  # fmt: skip
+            progressed = Progressed(self, steps, stop) if stop is not None else None
+            try:
+                means = self.run.phase(
+                    name, fit, self._team, scorer, step, sampler.batch,
+                    steps=steps, batch=batch, accumulate=accumulate, label=name, metrics=self.run.metrics,
+                    names=self.query_ids, seed=seed, progressed=progressed,
+                )  # fmt: skip
+            except NotFinite as error:
+                raise self._saved(name, error) from None
         self.run.metrics.write(
             "fit", phase=name, steps=steps, queries_per_step=batch, passages_per_list=1 + negatives,
             lists=len(usable), lists_too_short=found.short, forwards=self.forwards.to_dict(), **means,
         )  # fmt: skip
-        self.done("fit", name)
+        self.watch.losses(name)
+        pieces = progressed.pieces if progressed is not None else None
+        self.done("fit", name, pieces=pieces)
+
+    def _saved(self, phase: str, error: NotFinite) -> NotFinite:
+        """The error again, naming the file with the batch that gave it."""
+        batch = dict(error.batch)
+        lists = [self.dataset.corpus.ids(rows) for rows in batch.pop("passages")]
+        queries = self.query_ids(batch.pop("queries"))
+        number = f"-{rank()}" if processes() > 1 else ""
+        plain = json.loads(json.dumps({"phase": phase, **batch}), parse_constant=str)  # "NaN" is no JSON
+        lists_of = [{"query": q, "passages": p} for q, p in zip(queries, lists, strict=True)]
+        file = self.run.write_json(f"not-finite{number}.json", {**plain, "lists": lists_of})
+        told = NotFinite(
+            error.what, where=f"{error.where}, update {batch['update']} of {phase}", expected=error.expected,
+            got=error.got, fix=f"read {file}: the lists of this batch; {error.fix}",
+        )  # fmt: skip
+        told.batch = error.batch
+        return told
 
     def known_groups(self, query_rows: np.ndarray) -> np.ndarray:
         """Text groups of what is no negative of each query, padded with -1: its known positives, and the passages that
@@ -304,6 +347,7 @@ class Experiment:
             known=self.excluded, answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
         overlap = pool_overlap(previous.pools, pools) if previous else None
+        self.watch.retriever(name, found.vectors, pools, self.query_ids(pools.queries))
         vectors = self._keep_vectors(name, older, folder / "passages.npy", found.fresh)
         facts = found.facts
         if older is not None and vectors is not None:
@@ -443,6 +487,7 @@ class Experiment:
             "denoise", phase=label, lists=len(chosen), negative_threshold=result.negative_threshold,
             positive_threshold=result.positive_threshold, **result.counts,
         )  # fmt: skip
+        self.watch.empty(label, result.pools, self.query_ids(result.pools.queries))
         file = self._store(label, save_generation, Generation(label, result.pools, {}))
         self.done("denoise", label, file, counts={name: int(count) for name, count in result.counts.items()})
         return result.pools
@@ -483,6 +528,8 @@ class Experiment:
         if rank() == 0:
             text = result_table([], [(name, result.table)], self.config.measures, markdown=True)
             self.run.write_text(f"rounds/{name.replace(' ', '-')}.md", text + "\n")
+        if self.config.checkpoints == "rounds" and name != "warm start":  # which is kept already
+            self.keep(name)
         if self.best is None or cascade > self.best[1]:
             self.best = (name, cascade, generation)
             self.keep("best")
@@ -496,11 +543,19 @@ class Experiment:
         label = f"{split.name}-{name}"
         if (entry := self.passed("rows", label)) is not None:
             return ThreeRows(Table(tuple(load_rows(self.journal.checked(entry))[0]), self.config.measures), {})
+        looked_at: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def score(query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+            looked_at.append((query_rows, self._rank_quietly(query_rows, passage_rows)))
+            return looked_at[-1][1]
+
         result = three_rows(
             split.qrels, self.query_ids(split.rows), split.rows, self.dataset.corpus.ids,
-            generation.lists[split.name], self.fixed[split.name], self._rank_quietly,
+            generation.lists[split.name], self.fixed[split.name], score,
             depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed,
         )  # fmt: skip
+        if split is self.dev:
+            self.watch.ranker(name, *looked_at[0])
         written = self.write_runs(label, result.runs)
         self.done("rows", label, self._store(label, save_rows, result.table.rows), left=written)
         return result
@@ -542,11 +597,9 @@ class Experiment:
             return
         folder = self.run.path / "states" / name
         if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             for kind, model in self._models().items():
-                aside = folder / f"{kind}.safetensors.part"
-                save_model(model, str(aside))
-                aside.replace(folder / f"{kind}.safetensors")
+                with whole(folder / f"{kind}.safetensors") as part:
+                    save_model(model, str(part))
         self.accelerator.wait_for_everyone()
         self.kept[name] = {kind: sha256(folder / f"{kind}.safetensors") for kind in self._models()}
         self.done("keep", name, sha256=self.kept[name])
@@ -614,28 +667,43 @@ class Progressed:
 
     def __init__(self, x: Experiment, steps: int, stop: Stop) -> None:
         self.x, self.steps, self.stop, self.store = x, steps, stop, x.checkpoint()
+        self.pieces: dict[str, Any] | None = None
 
-    def begun(self) -> tuple[int, dict[str, float]]:
-        """Where the newest checkpoint is of this phase: its weights, and how far it had come."""
+    def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
+        """Where the newest checkpoint is of this phase: its weights, how far it had come, and in which pieces."""
         facts = self.store.facts()
         if facts.get("operation") != self.x.journal.position:
-            return 0, {}
+            return 0, {}, None
         self.store.load(self.x.trainees)
         self.x.journal.inside = False
         self.x.forwards.counts.clear()
         self.x.forwards.counts.update(facts["forwards"])
-        return facts["done"], facts["sums"]
+        self.pieces = facts["pieces"]
+        return facts["done"], facts["sums"], Pieces(**facts["pieces"]) if facts["pieces"] else None
 
-    def ended(self, done: int, sums: Mapping[str, float]) -> None:
-        """A checkpoint at the phase's end, when it is time for one, and before a stop that was asked for."""
+    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
+        """A checkpoint at the phase's end, when it is time for one or one is needed, and before a stop that was asked
+        for. Pieces are in it from the moment on at which memory made them smaller."""
         asked = any_process(self.stop.asked, self.x.accelerator.device)
-        if done < self.steps and not self.store.due() and not asked:
+        self.pieces = asdict(pieces) if keep or self.pieces else None
+        if done < self.steps and not self.store.due() and not asked and not keep:
             return
-        facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums)}
+        facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums), "pieces": self.pieces}
         facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.mark()}
         self.store.save(self.x.trainees, facts)
         if asked:
             raise KeyboardInterrupt
+
+
+def require_generation(name: str, pools: Pools, expected: str) -> None:
+    """Training on the negatives of another state of the retriever than the method says would be another method."""
+    mined_by = " and ".join(sorted({part.removesuffix(" denoised") for part in pools.generation.split("+")}))
+    if mined_by != expected:
+        raise InputError(
+            "these lists were mined by another generation of the retriever than the recipe says", where=f"phase {name}",
+            expected=f"lists of {expected!r}", got=f"lists of {mined_by!r}",
+            fix="give the phase the pools of the refresh that it names",
+        )  # fmt: skip
 
 
 def choose_split(dataset: Dataset, name: str, limit: int) -> Split:
@@ -645,4 +713,3 @@ def choose_split(dataset: Dataset, name: str, limit: int) -> Split:
     if limit and limit < len(ids):
         ids = sorted(np.random.default_rng(0).choice(ids, limit, replace=False).tolist())
     return Split(name, {q: qrels[q] for q in ids}, dataset.queries.rows(ids))
-

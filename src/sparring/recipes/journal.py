@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.files import SEAL, seal, sealed, sha256, unsealed
+from sparring.files import SEAL, explained, seal, sealed, sha256, unsealed
 from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
@@ -86,7 +86,8 @@ class Journal:
         self.entries.append(entry)
         self.position = len(self.entries)
         if self.folder is not None and self.writes:
-            with (self.folder / JOURNAL).open("a", encoding="utf-8") as lines:
+            path = self.folder / JOURNAL
+            with explained(path), path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())

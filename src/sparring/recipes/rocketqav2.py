@@ -194,7 +194,8 @@ def rocketqav2(x: Experiment, cfg: RocketQAv2Config, warm: Generation) -> None:
     step = static_step(cfg) if cfg.static else joint_step(cfg)
     generation, lists = warm, build_lists(x, cfg, warm)
     for k in range(1, cfg.rounds + 1):
-        x.fit(f"{k}-joint", step, lists, steps=cfg.steps, **cfg.drawing())
+        of = f"{k - 1}" if cfg.refresh and k > 1 else warm.name
+        x.fit(f"{k}-joint", step, lists, generation=of, steps=cfg.steps, **cfg.drawing())
         generation = x.refresh(f"{k}", previous=generation)
         if cfg.refresh and k < cfg.rounds:
             lists = build_lists(x, cfg, generation)

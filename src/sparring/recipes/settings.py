@@ -85,6 +85,9 @@ class RunConfig:
     """Dev queries to evaluate, drawn by the seed 0 for every run; 0 is all."""
     test_queries: int = 0
     """Test queries to evaluate, drawn likewise; 0 is all."""
+    checkpoints: Literal["none", "run", "rounds"] = "run"
+    """What is kept to go on from. none: nothing, a stopped run is lost; run: all that is needed, until the run ends;
+    rounds: as run, and every round's weights stay in RUN/states (docs/reliability.md: what each costs)."""
     checkpoint_seconds: int = 300
     """Seconds between two checkpoints inside a training phase, from which a stopped run goes on; 0: every update."""
     audit_lists: int = 100
@@ -116,6 +119,7 @@ class RunConfig:
                 where="run.reencode, run.index", expected='index = "exact"', got=self.index,
             )  # fmt: skip
         one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
+        one_of("checkpoints", self.checkpoints, ("none", "run", "rounds"))
         one_of("select_by", self.select_by, self.measures)
 
 
@@ -207,3 +211,7 @@ class TurnsConfig(RoundsConfig):
     def ranker_rates(self) -> Rates:
         """The ranker's optimisation over all rounds."""
         return self.rates(self.ranker_lr, self.rounds * self.ranker_steps)
+
+    def mined_by(self, k: int, warm: str) -> str:
+        """Name of the generation whose pools round k trains on: the round's before, or the warm start's."""
+        return f"{k - 1}" if self.refresh and k > 1 else warm

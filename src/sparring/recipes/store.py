@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparring.files import whole
 from sparring.phases.evaluate import Row
 from sparring.phases.pools import Pools
 from sparring.phases.stats import Estimate
@@ -93,14 +94,11 @@ def load_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
     told = json.dumps(facts, ensure_ascii=False)
-    with aside.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez(file, facts=np.array(told), seal=np.array(_seal(arrays, told)), **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _seal(arrays: Mapping[str, np.ndarray], facts: str) -> str:

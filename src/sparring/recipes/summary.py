@@ -123,6 +123,7 @@ def summarise(x: Experiment, outcome: Outcome, *, markdown: bool = False) -> str
         f"{head}Test ({len(x.test.rows)} queries), read once, means with 95 % intervals", "",
         result_table(outcome.test_rows, outcome.test_tables, outcome.measures, markdown=markdown), "",
         *(f"- {sentence}" for sentence in (*outcome.sentences(), *x.audits.sentences())),
+        *(f"- WARNING, {warning}" for warning in x.watch.warnings()),
         *(f"- {sentence}" for sentence in refresh_sentences(x.run.metrics.records)),
         *([f"- {x.corrections}"] if x.corrections.verdicts else []), "",
         f"{head}Training, means over the updates of each phase", "",

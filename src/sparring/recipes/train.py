@@ -28,8 +28,10 @@ from sparring.distributed import (
     processes,
     rank,
 )
+from sparring.files import explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.memory import enough_memory
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
@@ -37,6 +39,7 @@ from sparring.phases.fit import Feed
 from sparring.recipes.competition import RECIPES, compete, prepare
 from sparring.recipes.evidence import write_evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
+from sparring.recipes.forecast import forecast, tell
 from sparring.recipes.journal import Journal, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sparring")
 
 NAMES = ("warmup", *RECIPES)
+
+PIECES = ("train_tokens", "encode_tokens", "gradient_cache", "accumulate")
+"""Settings that only say in which pieces a batch is worked through: a stopped run may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,29 @@ def train(
         corrections: audit tables with a person's verdicts on mined negatives (docs/audit.md).
         cache: where converted data and tokens are kept; default as `sparring.data.default_cache`.
 
-    Raises: InputError before anything is written where possible.
+    Raises: InputError before anything is written where possible; DiskError or TooLittleMemory from the middle of a
+        run, which then goes on with the same call.
     """
     objects = resolve_config(recipe, config, assignments)
+    with explained(out), enough_memory():
+        return _train(
+            data, retriever, ranker,
+            out=out, recipe=recipe, objects=objects, corrections=corrections, cache=cache, command=command,
+        )  # fmt: skip
+
+
+def _train(
+    data: Dataset | str | Path,
+    retriever: SentenceTransformer | str | Path,
+    ranker: CrossEncoder | str | Path,
+    *,
+    out: str | Path,
+    recipe: str,
+    objects: Mapping[str, Any],
+    corrections: Sequence[str | Path],
+    cache: str | Path | None,
+    command: str,
+) -> Trained:
     x = set_up(
         data, retriever, ranker,
         out=out, recipe=recipe, objects=objects, corrections=corrections, cache=cache, command=command,
@@ -181,7 +207,8 @@ def set_up(
     try:
         if goes_on and not unfinished(out):  # another process ended it while this one was loading
             require_unused(Path(out))
-        journal = Journal(None if again else run.path, writes=rank() == 0)
+        resumable = not again and (goes_on or settings.checkpoints != "none")
+        journal = Journal(run.path if resumable else None, writes=rank() == 0)
         accelerator.wait_for_everyone()
         place_of_work = {"device": device.value, "precision": precision.value, "processes": processes()}
         begin(journal, run, recipe, objects, dataset, corrected, pair, place_of_work)
@@ -192,6 +219,8 @@ def set_up(
             record_start(run, recipe, objects, dataset, pair, (device, precision, threads), command)
         if rank() == 0 and not again:
             record_corrections(run, corrected)
+        if rank() == 0 and not again:
+            tell(forecast(dataset, pair, objects, recipe, splits, place), run.path, place)
         for model in pair:
             model.to(accelerator.device)
         tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
@@ -245,13 +274,16 @@ def begin(
             run.go_on(run.metrics.mark())
         journal.add("begin", recipe, metrics=run.metrics.mark(), forwards={}, **facts)
         return
-    wrong = differences({key: first.get(key) for key in facts} | {"recipe": first["name"]}, {**facts, "recipe": recipe})
-    if wrong:
+    found = differences({key: first.get(key) for key in facts} | {"recipe": first["name"]}, {**facts, "recipe": recipe})
+    other = [line for line in found if line.partition(":")[0].rpartition(".")[2] in PIECES]
+    if wrong := [line for line in found if line not in other]:
         raise InputError(
             "this folder holds an unfinished run of another kind", where=str(run.path),
             expected="the same data, models and settings", got="; ".join(wrong),
             fix="take them again to go on with it, or choose another --out",
         )  # fmt: skip
+    if other:
+        logger.warning("%s: goes on in other pieces (same gradient, other rounding): %s", run.path, "; ".join(other))
     journal.inside = newest.get("operation") == len(journal.entries)
     if rank() == 0:
         run.go_on(newest["metrics"] if journal.inside else journal.entries[-1]["metrics"])
@@ -294,9 +326,7 @@ def require_pools(objects: Mapping[str, Any], passages: int) -> None:
     wanted = [("warmup.ranker_negatives", objects["warmup"].ranker_negatives, depth["warmup"])]
     wanted += [("warmup.retriever_negatives", objects["warmup"].retriever_negatives, objects["warmup"].bm25_depth)]
     wanted += [
-        (f"{name}.negatives", config.negatives, depth["run"])
-        for name, config in objects.items()
-        if name in RECIPES
+        (f"{name}.negatives", config.negatives, depth["run"]) for name, config in objects.items() if name in RECIPES
     ]
     for field, negatives, largest in wanted:
         if negatives > min(largest, passages - 1):
@@ -407,7 +437,8 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     write_report(x.run.path)
     shutil.rmtree(x.run.path / "index", ignore_errors=True)
     x.journal.forget()  # from here on the run is finished
-    for place in ("states", "vectors"):
+    gone = ["vectors"] if x.config.checkpoints == "rounds" else ["states", "vectors"]
+    for place in gone:
         shutil.rmtree(x.run.path / place, ignore_errors=True)
     (x.run.path / LOCK).unlink(missing_ok=True)
 
@@ -425,4 +456,3 @@ def card_of(
         "recipe": recipe, "data": Path(dataset.source).name, "command": command or "sparring.train(...)",
         "retriever": named(retriever), "ranker": named(ranker),
     }  # fmt: skip
-

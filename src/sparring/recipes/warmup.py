@@ -74,13 +74,13 @@ def warmup(x: Experiment, cfg: WarmupConfig) -> Generation:
     if cfg.retriever_steps:
         pools = x.bm25_pools(cfg.bm25_depth)
         x.fit(
-            "warm-retriever", in_batch_step(), pools,
+            "warm-retriever", in_batch_step(), pools, generation="bm25",
             steps=cfg.retriever_steps, batch=cfg.retriever_batch, negatives=cfg.retriever_negatives, accumulate=1,
         )  # fmt: skip
     warm = x.refresh("warm", depth=cfg.ranker_depth) if cfg.retriever_steps or x.start is None else x.start
     if cfg.ranker_steps:
         x.fit(
-            "warm-ranker", ranker_step(), warm.pools.top(cfg.ranker_depth),
+            "warm-ranker", ranker_step(), warm.pools.top(cfg.ranker_depth), generation=warm.name,
             steps=cfg.ranker_steps, batch=cfg.ranker_batch, negatives=cfg.ranker_negatives,
         )  # fmt: skip
     return replace(warm, pools=warm.pools.top(x.config.mine_depth))

@@ -159,6 +159,7 @@ class Run:
     kinds: Mapping[str, str]
     seconds: float
     overlaps: Sequence[tuple[str, float]]
+    warnings: Sequence[str]
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     evidence: Evidence | None
@@ -270,6 +271,7 @@ def _history(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             (r["generation"], float(r["pool_overlap"])) for r in of_kind.get("refresh", [])
             if r["pool_overlap"] is not None
         ],
+        "warnings": [f"{r['at']}: {r['text']}" for r in of_kind.get("warning", [])],
     }  # fmt: skip
 
 

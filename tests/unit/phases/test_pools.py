@@ -165,3 +165,17 @@ def test_sampler_needs_a_trainable_list() -> None:
         ListSampler(make([1, 2]), 3, seed=0)
     with pytest.raises(InputError, match="no such batch"):
         ListSampler(make([3]), 3, seed=0).batch(-1, 2)
+
+
+def test_a_batch_depends_on_its_step_alone() -> None:
+    """Nothing was drawn before it, by whomever: there is no state that a worker or an earlier step could change."""
+    pools = make([5, 7, 4, 9, 6])
+    fresh = [ListSampler(pools, 3, seed=11).batch(step, 4) for step in range(12)]
+    one = ListSampler(pools, 3, seed=11)
+    for step in (7, 2, 2, 11, 0, 5, 1, 10, 3, 4, 6, 8, 9):
+        np.random.default_rng().random(100)
+        np.random.seed(step)  # noqa: NPY002
+        queries, passages = one.batch(step, 4)
+        assert np.array_equal(queries, fresh[step][0])
+        assert np.array_equal(passages, fresh[step][1])
+    assert any(not np.array_equal(fresh[0][1], other[1]) for other in fresh[1:])

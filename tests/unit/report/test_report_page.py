@@ -256,3 +256,13 @@ def test_numbers_for_people() -> None:
     assert number(float("nan")) == ""
     assert span(Interval(0.5, 0.25, 0.75)) == "0.500 [0.250, 0.750]"
     assert span(Interval(0.5, float("nan"), float("nan"))) == "0.500"
+
+
+def test_warnings_of_the_run_stand_on_top(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run").folder
+    record = {"kind": "warning", "seconds": 9.0, "at": "round 2", "name": "constant ranker", "text": "all the same <b>"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    page = write_report(folder).read_text()
+    assert "Warning, round 2: all the same &lt;b&gt;" in page[: page.index('id="results"')]
+    assert "Warning," not in write_report(write_run(tmp_path / "quiet").folder).read_text()
