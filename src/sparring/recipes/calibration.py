@@ -85,7 +85,7 @@ class Watch:
 class Sample:
     """Some training queries, their positives and other passages: rows of the data set, and tokens of these texts alone.
 
-    ``positives[i]``: places among ``passages`` of the positives of ``queries[i]``. ``uniform``: places of the passages that
+    ``positives[i]``: places among ``passages`` of the positives of ``queries[i]``. ``uniform``: places of those that
     were drawn from all, each as likely: what an average passage costs is measured with them.
     """
 
