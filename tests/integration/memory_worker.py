@@ -23,7 +23,7 @@ from sparring.recipes.steps import ranker_step
 
 QUERIES, LISTS, PASSAGES = 96, 96, 8
 WORDS = ("delete", "bucket", "user", "key", "policy", "password", "file", "folder", "reset", "commit")
-ROOM = 250 * 2**20
+ROOM = 30 * 2**20
 
 
 def texts(count: int, words: int, seed: int) -> list[str]:

@@ -29,9 +29,9 @@ LIST = 8 + 8 + 8 + 4
 """Bytes of a list besides its candidates."""
 LINE = 58
 """Characters of a line of a TREC run besides its ids."""
-STEP, PAGE, QUERY, REVIEW = 350, 330_000, 2_500, 60
-"""Bytes of an update's record, of a report, of a test query's evidence and place in the report, of a judged pair
-besides its texts."""
+STEP, PAGE, STATE, QUERY, REVIEW = 350, 130_000, 45_000, 2_500, 60
+"""Bytes of an update's record, of a report, of what each state of the pair adds to it, of a test query's evidence and
+place in it, of a judged pair besides its texts."""
 TOKENIZER = 40
 """Bytes of a vocabulary's entry in the tokenizer's files."""
 
@@ -132,7 +132,8 @@ def _texts(
     sample = dataset.corpus.texts(np.arange(min(100, len(dataset.corpus))))
     text = float(np.mean([len(words.encode()) for words in sample]))
     likely = (1 + scored + rounds) * min(run.audit_lists, len(dataset.split("train"))) * run.audit_depth // 5
-    return int(lines * depth * line + steps * STEP + PAGE + len(splits[1].rows) * QUERY + likely * (REVIEW + 2 * text))
+    page = PAGE + STATE * (1 + scored + rounds) + QUERY * len(splits[1].rows)
+    return int(lines * depth * line + steps * STEP + page + likely * (REVIEW + 2 * text))
 
 
 def _tokens(dataset: Dataset, pair: tuple[Retriever, Ranker], cache: Path) -> int:
