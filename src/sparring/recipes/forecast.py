@@ -69,6 +69,7 @@ def forecast(
     checkpoint = sum(weights) + 2 * trained if run.checkpoints != "none" else 0
     journal = _results(dataset, objects, recipe, splits, rounds, scored) if run.checkpoints != "none" else 0
     embeddings = 2 * len(dataset.corpus) * pair[0].dim * 4 * processes()
+    embeddings += 3 * len(dataset.corpus) * pair[0].dim * 4 if run.reencode == "focused" else 0
     texts = _texts(dataset, objects, recipe, splits, rounds, scored)
     exported = sum(weights) + TOKENIZER * sum(len(tokenizer) for tokenizer in _tokenizers(pair))
     kept = states if run.checkpoints == "rounds" else 0

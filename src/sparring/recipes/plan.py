@@ -27,6 +27,7 @@ from sparring.models.tokens import stored
 from sparring.phases.evaluate import check_measures
 from sparring.phases.mine import positives_of
 from sparring.recipes.calibration import NOTHING, Bench, Cost, Watch, calibrate, new_process, tokenised
+from sparring.recipes.forecast import Forecast, forecast
 from sparring.recipes.rehearsal import Rehearsal, Sizes, UpdateKind, Work, rehearse
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.train import choose_hardware, choose_splits, load_pair, require_pools, resolve_config
@@ -207,7 +208,7 @@ def plan(
     made = {name: cost for name, cost in texts.items() if not _is_stored(name, dataset, pair, place / "tokens")}
     costs["tokenise"] = sum((cost * _rows(name, sizes) for name, cost in _distinct(made, pair).items()), NOTHING)
     lines = tuple(_line(work, costs[work.unit], int(threads), device) for work in rehearsal.work)
-    room = _room(bench, rehearsal, objects, sum(_rows(name, sizes) for name in _distinct(made, pair)))
+    room = _room(bench, rehearsal, objects, forecast(dataset, pair, objects, recipe, splits, place))
     accelerator.free_memory()
     torch.set_num_threads(before)
     notes = [*bench.notes, *([] if own_peak else ["memory is counted from the start of this process"])]
@@ -279,10 +280,10 @@ def _rows(name: str, sizes: Sizes) -> int:
 # --- room -------------------------------------------------------------------------------------------------------------
 
 
-def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], texts: int) -> Room:
-    """Memory measured while calibrating, and what grows with the data; files by their sizes."""
-    s, run = x.sizes, b.config
-    vectors, weights = 4 * s.passages * s.dim, sum(s.weights)
+def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], disk: Forecast) -> Room:
+    """Memory measured while calibrating, and what grows with the data; the disk's forecast."""
+    s = x.sizes
+    vectors = 4 * s.passages * s.dim
     depth = int(max(work.amount for work in x.work if work.unit == "list entry") / s.train)
     mining = s.train * depth * 40 + 2 * s.heads * depth * 12  # lists, keys and masks while mining; two pools
     tokens = int(np.mean(b.sample.feed.retriever_passages.lengths)) if len(b.sample.feed.retriever_passages) else 0
@@ -290,13 +291,8 @@ def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], texts: int) -> Roo
     on_gpu = b.accelerator.device.type == "cuda"
     b.seen()
     memory = max(b.peak, b.expected) + 2 * vectors + 4 * s.queries * s.dim + max(mining, bm25)
-    states = (2 + s.trained_head) * weights
-    kept = 3 * vectors if run.reencode == "focused" else 0
-    lists = (s.dev + s.test) * run.search_depth * 40  # a line of a TREC file
-    left = weights + 8 * lists + 2**20
-    peak = 2 * s.state + states + 2 * vectors + kept + x.stored + left
     return Room(
-        memory=memory, out_peak=peak, out_end=left, cache=texts * (4 * tokens + 12),
+        memory=memory, out_peak=disk.most, out_end=disk.stays, cache=disk.cache,
         gpu=torch.cuda.max_memory_allocated() if on_gpu else None,
     )  # fmt: skip
 

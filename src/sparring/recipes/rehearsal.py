@@ -106,7 +106,6 @@ class Rehearsal:
     work: list[Work] = field(default_factory=list)
     steps: dict[UpdateKind, Step] = field(default_factory=dict)
     start: Generation | None = None
-    stored: int = 0
 
     def note(self, phase: str, category: Category, unit: Unit, amount: float) -> None:
         """One line of the work."""
@@ -149,7 +148,6 @@ class Rehearsal:
         self.note(f"{name}-mine", "refresh", "list entry", s.train * min(depth, s.passages))
         stored = 12 * s.heads * min(depth, s.passages) + 12 * (s.dev + s.test) * self.config.search_depth
         self.note(f"{name}: store", "saving", "byte", stored)
-        self.stored += stored
         return Generation(name, cast(Pools, Sketch(s.heads, min(depth, s.passages), name)), {})
 
     def denoise(self, pools: Pools, *, depth: int, heads: int, label: str, **_: Any) -> Pools:
