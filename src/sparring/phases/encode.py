@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparring import __version__
-from sparring.files import aside, glob_escape, read_sealed, sha256, write_sealed
+from sparring.files import beside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
 from sparring.models.modes import evaluating
@@ -164,7 +164,7 @@ def _whole_shard(parts: Path, start: int) -> Path | None:
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     """Join the shards into one file, which appears complete or not at all (its note goes first)."""
-    partial = aside(out, "tmp")
+    partial = beside(out, "tmp")
     shape = (manifest["rows"], manifest["dim"])
     if shards:
         joined = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
