@@ -161,7 +161,7 @@ def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:
         ) from None
 
 
-def aside(path: Path, ending: str = "part") -> Path:
+def beside(path: Path, ending: str = "part") -> Path:
     """Where this process writes ``path`` before it is renamed.
 
     Files that killed processes of this machine left there are removed, and anything that is older than a day: a folder

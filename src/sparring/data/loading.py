@@ -128,7 +128,7 @@ def convert(
     query_origin: Origin | None = None,
 ) -> None:
     """Write the tables and labels of a layout into ``folder``, which appears only when all is there."""
-    aside = files.aside(folder)
+    aside = files.beside(folder)
     try:
         try:
             aside.mkdir(parents=True, exist_ok=True)

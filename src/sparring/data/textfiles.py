@@ -159,7 +159,7 @@ def write_text(path: Path) -> Iterator[TextIO]:
     try:
         with files.explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = files.aside(path)
+            aside = files.beside(path)
             with open(aside, "wb") as raw:
                 binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
                 with _Text(cast(BinaryIO, binary), encoding="utf-8", newline="") as text:

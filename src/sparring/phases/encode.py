@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparring import __version__, files
-from sparring.files import aside, glob_escape, read_sealed, sha256, write_sealed
+from sparring.files import beside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.models import Retriever, TokenStore
 from sparring.models.memory import Budget
@@ -177,7 +177,7 @@ def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     """
     shape = (manifest["rows"], manifest["dim"])
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with files.scratch(aside(out, "tmp"), out) as partial:
+    with files.scratch(beside(out, "tmp"), out) as partial:
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for path in shards:

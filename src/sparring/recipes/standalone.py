@@ -46,7 +46,7 @@ def new_file(path: Path) -> Iterator[Path]:
         fix = "choose another --out, or remove it yourself"
         raise InputError("the output already exists", where=str(path), fix=fix)
     _make_parent(path)
-    partial = files.aside(path)
+    partial = files.beside(path)
     try:
         yield partial
         os.replace(partial, path)
