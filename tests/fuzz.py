@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,8 @@ def stored(kind: str) -> Callable[[Path], Case]:
         else:
             row = Row("r", {"RR@10": Estimate(0.5, 0.4, 0.6)}, {"RR@10": np.array([0.5, 0.5])})
             store.save_rows(path, [row], {"seed": 1})
-        readers = {"generation": store.load_generation, "lists": store.load_lists, "rows": store.load_rows}
+        generation = partial(store.load_generation, vectors=folder)
+        readers = {"generation": generation, "lists": store.load_lists, "rows": store.load_rows}
 
         def read() -> Any:
             return readers[kind](path)
