@@ -103,7 +103,8 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     else:
         folder.mkdir(exist_ok=True)
         for file in baselines.files:
-            shutil.copy(file, folder)
+            if file.parent != folder:  # recipes may share a folder
+                shutil.copy(file, folder)
     tables = [("warm start", Table(tuple(baselines.test["warm"]), tuple(x.config.measures)))]
     name, _, generation = x.best
     x.restore("best")
