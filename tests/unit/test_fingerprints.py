@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ def embeddings(made: Made, out: Path) -> Any:
 
 
 @pytest.fixture
-def made(tiny_bert: Path, tmp_path: Path) -> Made:
-    folder = sentence_transformer(tiny_bert, tmp_path / "model")
+def made(tiny_st: Path, tmp_path: Path) -> Made:
+    folder = shutil.copytree(tiny_st, tmp_path / "model")
     return load_retriever(folder), list(TEXTS), {"folder": folder}
 
 
