@@ -309,35 +309,53 @@ def ar2_round(m: Material) -> list[Row]:
     pairs = [(q, p) for q, row in zip(queries, texts, strict=True) for p in row]
     positives = [m.passages[p] for p in m.labelled]
 
+    parts: dict[str, dict[str, float]] = {}
+
     def ours(precision: str) -> None:
         pair = {"retriever": copy.deepcopy(retriever), "ranker": copy.deepcopy(ranker)}
-        train({"ranker": pair["ranker"]}, feed, ranker_step(), lists, o.batch, precision)
-        train({"retriever": pair["retriever"]}, feed, retriever_step(AR2Config()), lists, o.batch, precision, pair)
-        pools(pair["retriever"], m, feed, DTYPES[precision], depth)
+        one = {"ranker": pair["ranker"]}, feed, ranker_step(), lists, o.batch, precision
+        two = {"retriever": pair["retriever"]}, feed, retriever_step(AR2Config()), lists, o.batch, precision, pair
+        parts[f"ours, {precision}"] = {
+            "ranker": _seconds(train, *one), "teacher and retriever": _seconds(train, *two),
+            "refresh": _seconds(pools, pair["retriever"], m, feed, DTYPES[precision], depth),
+        }  # fmt: skip
 
     def theirs(precision: str) -> None:
         one, two, bf16 = copy.deepcopy(ranker.model), copy.deepcopy(retriever.model), precision == "bf16"
-        baselines.train_ranker(one, baselines.ranker_lists(queries, texts), batch=o.batch, steps=o.steps, lr=LR,
-                               bf16=bf16)  # fmt: skip
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            scores = one.predict(pairs, activation_fn=torch.nn.Identity()).reshape(len(queries), -1)
-        columns = {f"passage_{i}": [row[i] for row in texts] for i in range(o.list_size)}
-        data = baselines.Dataset.from_dict({"query": queries, **columns, "label": scores.tolist()})
-        baselines.train_retriever(two, data, batch=o.batch, steps=o.steps, lr=LR, bf16=bf16, scale=retriever.scale)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            baselines.mine(two, m.queries, positives, m.passages, depth)
+        settings: dict[str, Any] = {"batch": o.batch, "steps": o.steps, "lr": LR, "bf16": bf16}
+
+        def taught() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                scores = one.predict(pairs, activation_fn=torch.nn.Identity()).reshape(len(queries), -1)
+            columns = {f"passage_{i}": [row[i] for row in texts] for i in range(o.list_size)}
+            data = baselines.Dataset.from_dict({"query": queries, **columns, "label": scores.tolist()})
+            baselines.train_retriever(two, data, scale=retriever.scale, **settings)
+
+        def refreshed() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                baselines.mine(two, m.queries, positives, m.passages, depth)
+
+        data = baselines.ranker_lists(queries, texts)
+        parts[f"theirs, {precision}"] = {
+            "ranker": _seconds(lambda: baselines.train_ranker(one, data, **settings)),
+            "teacher and retriever": _seconds(taught), "refresh": _seconds(refreshed),
+        }  # fmt: skip
 
     arms = {f"{name}, {p}": partial(run, p) for p in DTYPES for name, run in (("ours", ours), ("theirs", theirs))}
     with PeakMemory() as memory:
         s = interleave(arms, max(1, o.repetitions - 2))
     forwards = o.batch * o.steps * o.list_size
-    note = f"{forwards:,} pairs a model, {len(m.passages):,} passages"
+    note = (
+        f"{forwards:,} pairs a model, {len(m.passages):,} passages; seconds of the last repetition, theirs and ours: "
+    )
     found = [("fp32", "fp32", None), ("bf16", "bf16", 3.0), ("bf16", "fp32", None)]
     return [
         Row(f"a round of AR2, {own}", f"its pieces in sentence-transformers, {other}",
             "losses, gradients and pools: see the rows above",
-            ratio(s, f"theirs, {other}", f"ours, {own}").to_dict(), goal, note=note, peak_gib=memory.bytes / 2**30,
-            seconds=s)
+            ratio(s, f"theirs, {other}", f"ours, {own}").to_dict(), goal, peak_gib=memory.bytes / 2**30,
+            seconds=s, note=note + ", ".join(
+                f"{part} {parts[f'theirs, {other}'][part]:.1f} and {value:.1f}"
+                for part, value in parts[f"ours, {own}"].items()))
         for own, other, goal in found
     ]  # fmt: skip
 
@@ -372,7 +390,7 @@ def memory(m: Material) -> list[Row]:
     return rows
 
 
-def _seconds(run: Callable[..., None], *arguments: Any) -> float:
+def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - start

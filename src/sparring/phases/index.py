@@ -160,8 +160,11 @@ class Index:
             self._handle.hnsw.efSearch = max(128, 2 * k)
         scores, rows = self._handle.search(queries, k)
         scores[rows < 0] = -np.inf
-        order = np.lexsort((np.where(rows < 0, len(self), rows), -scores), axis=1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        open_ = np.flatnonzero((scores[:, :-1] <= scores[:, 1:]).any(axis=1))  # lists with equal scores, or unordered
+        some, of_row = scores[open_], rows[open_]
+        order = np.lexsort((np.where(of_row < 0, len(self), of_row), -some), axis=1)
+        scores[open_], rows[open_] = np.take_along_axis(some, order, 1), np.take_along_axis(of_row, order, 1)
+        return scores, rows
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of the given passage rows, float32 [len(rows), d], as they were added."""
