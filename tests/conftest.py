@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import sentence_transformer
-
 TEXT = (
     "the a of is in to how what where who why when create delete list bucket instance user key policy password reset "
     "commit undo change file folder copy move search query passage answer question model train rank retrieve index "
@@ -74,6 +72,17 @@ def tiny_unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(2)
         XLMRobertaModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentence_transformer(encoder: Path, folder: Path) -> Path:
+    """Save a SentenceTransformer of an encoder: mean pooling, then normalisation."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    transformer = Transformer(str(encoder))
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
     return folder
 
 

@@ -17,7 +17,6 @@ from sparring.models import Retriever, load_ranker, load_retriever, tokens
 from sparring.phases import encode as encode_module
 from sparring.phases.encode import encode
 from sparring.types import InputError
-from tiny_models import sentence_transformer
 
 TEXTS = ["how to create a bucket", "비밀번호 reset", "key policy"]
 Made = tuple[Retriever, list[str], dict[str, Any]]
