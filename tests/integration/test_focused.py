@@ -24,7 +24,7 @@ from sparring.types import InputError
 
 pytestmark = pytest.mark.slow
 FOCUSED = ["run.reencode=focused", "run.focus_depth=2", "run.focus_sample=40", "run.focus_missed=1"]
-SHALLOW = ["run.rerank_depth=2", "run.checkpoint_seconds=0", "run.audit_lists=0"]
+SHALLOW = ["run.rerank_depth=2", "run.checkpoint_seconds=0", "run.audit_lists=0", "ar2.retriever_lr=1e-4"]
 
 
 @pytest.fixture(scope="module")
