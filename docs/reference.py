@@ -27,6 +27,7 @@ CONFIGS = {
     "turns": ("settings.py", "TurnsConfig"),
     "ar2": ("ar2.py", "AR2Config"),
     "rocketqav2": ("rocketqav2.py", "RocketQAv2Config"),
+    "duet": ("duet.py", "DuetConfig"),
     "frozen-teacher": ("controls.py", "FrozenTeacherConfig"),
 }
 """Table name -> file and class. Classes that inherit list only what they add."""

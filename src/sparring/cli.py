@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sparring.data import Dataset
 
 PATH = click.Path(path_type=Path)
-COUNT, NUMBER = click.IntRange(min=1), click.IntRange(min=0)
-RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "separate", "frozen-teacher")
+COUNT, NUMBER, WEIGHT = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0)
+RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "duet", "separate", "frozen-teacher")
 
 
 class Commands(click.Group):
@@ -341,6 +341,7 @@ def compare(
 @click.option("--ranker", metavar="PATH_OR_HUB_NAME", help="CrossEncoder with one logit; default: RUN's.")
 @click.option("--split", default="test", show_default=True, help="Split whose queries are evaluated.")
 @click.option("--depth", type=COUNT, default=50, show_default=True, help="Passages per query that the ranker re-ranks.")
+@click.option("--fusion", type=WEIGHT, help="Cascade: ranker + FUSION x retriever score; default: RUN's, or 0.")
 @click.option("--candidates", type=PATH, help="TREC run of fixed candidates; default: BM25's.")
 @click.option(
     "--measures",
@@ -355,7 +356,8 @@ def compare(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     run: Path | None, data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...],
-    no_titles: bool, retriever: str | None, ranker: str | None, split: str, depth: int, candidates: Path | None,
+    no_titles: bool, retriever: str | None, ranker: str | None, split: str, depth: int, fusion: float | None,
+    candidates: Path | None,
     measures: str, precision: str, pooling: str, trust_remote_code: bool, runs: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate a pair: BM25, retriever, ranker on fixed candidates, cascade, with 95 % intervals.
@@ -371,6 +373,7 @@ def evaluate(
         dataset, *models,
         split=split, depth=depth, candidates=candidates, measures=tuple(measures.split(",")), precision=precision,
         runs=runs, pooling=pooling, trust_remote_code=trust_remote_code,
+        fusion=_fusion_of(run) if fusion is None else fusion,
     )  # fmt: skip
     click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else result.text())
 
@@ -385,6 +388,20 @@ def _without_titles(run: Path | None) -> bool:
     without = isinstance(section, dict) and section.get("titles") is False
     logging.getLogger("sparring").info("titles are %s, as in %s", "ignored" if without else "read", run / "config.toml")
     return without
+
+
+def _fusion_of(run: Path | None) -> float:
+    """The retriever's weight in a run's cascade, as its results say; logged where it is not 0."""
+    if run is None or not (run / "results.json").is_file():
+        return 0.0
+    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    weight = found.get("fusion", 0.0) if isinstance(found, dict) else 0.0
+    if not isinstance(weight, float | int) or weight < 0:
+        where = str(run / "results.json")
+        raise InputError("fusion is no weight", where=where, expected="a number of 0 or more", got=str(weight))
+    if weight:
+        logging.getLogger("sparring").info("the cascade orders by ranker + %g x retriever score, as in %s", weight, run)
+    return float(weight)
 
 
 def _pair_of(run: Path | None, retriever: str | None, ranker: str | None) -> tuple[str, str]:
@@ -562,13 +579,15 @@ def mine(
 @click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="CrossEncoder with one logit.")
 @click.option("--run", "run_file", required=True, type=PATH, help="TREC run to re-rank.")
 @click.option("--depth", type=COUNT, default=50, show_default=True, help="Passages per query that are re-ranked.")
+@click.option("--fusion", type=WEIGHT, default=0.0, show_default=True, help="Order by ranker + FUSION x RUN's score.")
 @_precision
 @_max_length
 @_trust
 @click.option("--out", required=True, type=PATH, help="A TREC run file.")
 def rerank(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
-    ranker: str, run_file: Path, depth: int, precision: str, max_length: int, trust_remote_code: bool, out: Path,
+    ranker: str, run_file: Path, depth: int, fusion: float, precision: str, max_length: int, trust_remote_code: bool,
+    out: Path,
 ) -> None:  # fmt: skip
     """Re-rank the top of a run with a cross-encoder; writes a TREC run."""
     from sparring.recipes.standalone import rerank_to
@@ -576,7 +595,7 @@ def rerank(
     dataset = _load(data, corpus, queries, qrels, no_titles)
     count = rerank_to(
         dataset, ranker, run_file, depth, out,
-        precision=precision, max_length=max_length, trust_remote_code=trust_remote_code,
+        precision=precision, max_length=max_length, trust_remote_code=trust_remote_code, fusion=fusion,
     )  # fmt: skip
     click.echo(f"{out}: {count} pairs scored")
 

@@ -115,6 +115,32 @@ def test_rerank_agrees_with_plain_cross_encoder(toy: Path, tiny_ce: Path, tmp_pa
     scores = model.predict([(query, f"{p['title']} {p['text']}") for p in passages], show_progress_bar=False)
     expected = [p["_id"] for _, p in sorted(zip(scores, passages, strict=True), key=lambda x: -x[0])]
     assert list(read_run(tmp_path / "r.trec")["q0"]) == expected
+    fused = ("--fusion", 0.05, "--out", tmp_path / "both.trec")
+    assert call("-q", "rerank", toy, "--ranker", tiny_ce, "--run", run, "--precision", "fp32", *fused).exit_code == 0
+    both = [score + 0.05 * (10 - i) for i, score in enumerate(scores)]
+    summed = [p["_id"] for _, p in sorted(zip(both, passages, strict=True), key=lambda x: -x[0])]
+    assert list(read_run(tmp_path / "both.trec")["q0"]) == summed != expected
+    refused = call("-q", "rerank", toy, "--ranker", tiny_ce, "--run", run, "--fusion", -1, "--out", tmp_path / "n.trec")
+    assert refused.exit_code == 2
+
+
+def test_evaluate_orders_the_cascade_as_the_run_does(toy: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path) -> None:
+    pair = ("--retriever", tiny_st, "--ranker", tiny_ce, "--measures", "RR@10")
+
+    def cascade(name: str, *arguments: object) -> dict[str, dict[str, float]]:
+        out = tmp_path / name
+        found = call("-q", "evaluate", *arguments, "--data", toy, *pair, "--depth", 5, "--runs", out)
+        assert found.exit_code == 0, found.output
+        return dict(read_run(out / "cascade.trec"))
+
+    (tmp_path / "results.json").write_text('{"fusion": 2.0}')
+    plain, given, of_run = cascade("a"), cascade("b", "--fusion", 2), cascade("c", tmp_path)
+    assert given == of_run != plain
+    assert cascade("d", tmp_path, "--fusion", 0) == plain
+    (tmp_path / "results.json").write_text('{"fusion": "much"}')
+    refused = call("-q", "evaluate", tmp_path, "--data", toy, *pair, "--depth", 5)
+    assert refused.exit_code == 2
+    assert "fusion is no weight" in refused.output
 
 
 @pytest.mark.slow

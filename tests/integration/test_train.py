@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import tomllib
@@ -45,7 +46,7 @@ CONFIG: dict[str, dict[str, Any]] = {
         "retriever_steps": 2, "retriever_batch": 8, "bm25_depth": 20, "ranker_steps": 2, "ranker_batch": 4,
         "ranker_negatives": 3, "retriever_lr": 1e-3, "ranker_lr": 1e-3,
     },
-    "ar2": TURNS, "separate": TURNS, "frozen-teacher": TURNS, "rocketqav2": JOINT,
+    "ar2": TURNS, "duet": TURNS, "separate": TURNS, "frozen-teacher": TURNS, "rocketqav2": JOINT,
 }  # fmt: skip
 """Settings under which a run takes seconds."""
 
@@ -384,6 +385,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "rocketqav2 static": ("rocketqav2", {"static": True}, ["1-joint", "2-joint"]),
     "rocketqav2 pointwise": ("rocketqav2", {"supervised": "pointwise"}, ["1-joint", "2-joint"]),
     "rocketqav2 undenoised": ("rocketqav2", {"lists": "undenoised"}, ["1-joint", "2-joint"]),
+    "duet": ("duet", {}, ["1-ranker", "1-retriever", "2-ranker", "2-retriever"]),
     "separate": ("separate", {}, ["1-ranker", "1-retriever", "2-ranker", "2-retriever"]),
     "frozen-teacher": ("frozen-teacher", {}, ["teacher", "1-retriever", "2-retriever"]),
 }  # fmt: skip
@@ -400,7 +402,10 @@ def run_variant(start: Start, recipe: str, options: dict[str, Any]) -> list[dict
     seen = len(x.run.metrics.records)
     config = None if recipe == "warmup" else RECIPES[recipe][0](**{**CONFIG[recipe], **options})
     outcome = compete(x, recipe, config, start.baselines)
-    assert [name for name, _ in outcome.dev_tables] == ["warm start", *(["round 1", "round 2"] if config else [])]
+    states = ["warm start, fused"] if recipe == "duet" else []
+    assert [name for name, _ in outcome.dev_tables] == [
+        "warm start", *states, *(["round 1", "round 2"] if config else [])
+    ]  # fmt: skip
     return x.run.metrics.records[seen:]
 
 
@@ -420,6 +425,36 @@ def test_every_recipe_runs_its_phases_and_logs_its_diagnostics(name: str, start:
     denoised = [r for r in found if r["kind"] == "denoise"]
     wanted = 0 if recipe != "rocketqav2" or options.get("lists") == "undenoised" else 2 if options.get("refresh") else 1
     assert len(denoised) == wanted
+
+
+def test_duet_exports_a_pair_whose_cascade_orders_by_both_scores(
+    toy: Path, cache: Path, tiny_st: Path, tiny_ce: Path, tmp_path: Path
+) -> None:
+    """The test run's order, made again with plain sentence-transformers objects from the exported folders."""
+    found = train(toy, tiny_st, tiny_ce, out=tmp_path / "run", recipe="duet", config=CONFIG, cache=cache)
+    results = json.loads((found.path / "results.json").read_text())
+    assert results["fusion"] == 1.0
+    assert found.outcome.best != "warm start", "else there is nothing to see here: take another seed"
+    assert "The cascade orders by ranker logit + 20 x similarity" in results["sentences"][-1]
+    assert "logits + 20 * similarity" in (found.path / "ranker" / "README.md").read_text()
+    data = load(toy, cache=cache)
+    retriever = SentenceTransformer(str(found.path / "retriever"), device="cpu")
+    ranker = CrossEncoder(str(found.path / "ranker"), device="cpu")
+    state = found.outcome.best.replace(" ", "-")
+    runs = {k: read_run(found.path / "runs" / f"test-{state}-{k}.trec") for k in ("retriever", "cascade")}
+    moved = 0
+    for query, ranking in runs["retriever"].items():
+        top = list(ranking)[:8]
+        texts = [data.corpus.text(data.corpus.row(p)) for p in top]
+        text = data.queries.text(data.queries.row(query))
+        similar = retriever.similarity(retriever.encode_query([text]), retriever.encode_document(texts))[0].numpy()
+        logits = ranker.predict([(text, p) for p in texts], activation_fn=torch.nn.Identity())
+        both = dict(zip(top, logits + 20 * similar, strict=True))
+        ordered = list(runs["cascade"][query])[:8]
+        assert set(ordered) == set(top)
+        assert all(both[a] >= both[b] - 1e-3 for a, b in itertools.pairwise(ordered))
+        moved += ordered != [p for _, p in sorted(zip(-logits, top, strict=True))]
+    assert moved, "the ranker alone orders otherwise somewhere"
 
 
 def test_the_static_ablation_leaves_the_ranker_as_it_is(start: Start) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sparring.config import above, at_least, build, describe, one_of, parse_assignments, read_toml, to_toml, within
 from sparring.recipes.ar2 import AR2Config
 from sparring.recipes.controls import FrozenTeacherConfig
+from sparring.recipes.duet import DuetConfig
 from sparring.recipes.rocketqav2 import RocketQAv2Config
 from sparring.recipes.settings import RoundsConfig, RunConfig
 from sparring.recipes.train import NAMES, resolve_config, sections
@@ -80,7 +81,7 @@ def test_later_layers_win() -> None:
     assert build(SECTIONS, *layers)["toy"] == Toy(rate=2.0, steps=5)
 
 
-@pytest.mark.parametrize("cls", [RunConfig, WarmupConfig, AR2Config, RocketQAv2Config, FrozenTeacherConfig])
+@pytest.mark.parametrize("cls", [RunConfig, WarmupConfig, AR2Config, RocketQAv2Config, DuetConfig, FrozenTeacherConfig])
 def test_every_key_is_described(cls: type) -> None:
     described = describe(cls)
     assert [name for name, _, _ in described] == [f.name for f in fields(cls)]

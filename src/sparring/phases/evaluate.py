@@ -192,6 +192,7 @@ def three_rows(
     depth: int,
     measures: Sequence[str] = (),
     seed: int = 0,
+    fusion: float = 0.0,
 ) -> ThreeRows:
     """Retriever alone; ranker on fixed candidates; cascade: the retriever's top ``depth`` re-ranked by the ranker.
 
@@ -203,6 +204,7 @@ def three_rows(
             order continues likewise, so that a column means the same in every row.
         score: ranker scores of pairs (query rows, passage rows); called once, with each distinct pair once.
         measures: default :func:`measure_names` of K.
+        fusion: the cascade orders by ranker score + fusion x retriever score; 0 is the ranker's order.
 
     Returns:
         Rows and runs named :data:`RETRIEVER`, :data:`FIXED`, :data:`CASCADE`.
@@ -219,6 +221,7 @@ def three_rows(
     top = retrieved[1][:, :depth]
     fixed_top = fixed[1][:, :depth]
     top_scores, fixed_scores = _pair_scores(np.asarray(query_rows), (top, fixed_top), score)
+    top_scores = fused(top_scores, retrieved[0][:, :depth], fusion)
     lists = {
         RETRIEVER: retrieved,
         FIXED: _continued(_ordered(fixed_scores, fixed_top), fixed),
@@ -227,6 +230,14 @@ def three_rows(
     runs = {name: run_of(query_ids, passage_ids, *found) for name, found in lists.items()}
     rows = tuple(evaluate(name, qrels, run, measures, seed) for name, run in runs.items())
     return ThreeRows(Table(rows, measures), runs)
+
+
+def fused(ranker: np.ndarray, retriever: np.ndarray, weight: float) -> np.ndarray:
+    """Ranker scores + weight x retriever scores of the same pairs, -inf where the ranker's is.  -> float32 [Q, K]"""
+    if not weight:
+        return ranker
+    scored = np.isfinite(ranker)
+    return np.where(scored, ranker + np.float32(weight) * np.where(scored, retriever, 0), -np.inf).astype(np.float32)
 
 
 def _pair_scores(

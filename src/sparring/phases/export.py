@@ -72,7 +72,9 @@ def export(
         retriever, ranker: the trained pair.
         out: folder of the run.
         card: what the model cards say. Known keys: ``retriever`` and ``ranker`` (what they started from), ``data``,
-            ``recipe``, ``command`` (text), ``metrics`` (row name -> column name -> value); further keys are listed.
+            ``recipe``, ``command`` (text), ``metrics`` (row name -> column name -> value), ``fusion`` (what the
+            similarity is multiplied with before it is added to the ranker's logit; 0: the ranker alone orders);
+            further keys are listed.
         probes: queries and passages that are scored in both processes.
         trust_remote_code: let the fresh process run code that the models bring along.
 
@@ -232,14 +234,27 @@ def _ranker_card(card: Mapping[str, Any]) -> str:
         'from sentence_transformers import CrossEncoder\n\nmodel = CrossEncoder("path/to/ranker")\n'
         'scores = model.predict([("a question", "a passage")])'
     )
+    if card.get("fusion"):
+        usage += "\n\n" + _FUSED.format(weight=card["fusion"])
     return _card("Re-ranker", "text-ranking", card.get("ranker"), usage, {}, card)
+
+
+_FUSED = """# The pair was evaluated as a cascade in the order of both models' scores:
+import torch
+from sentence_transformers import SentenceTransformer
+
+retriever = SentenceTransformer("path/to/retriever")
+question, found = "a question", ["a passage", "another passage"]  # found by the retriever
+similarity = retriever.similarity(retriever.encode_query([question]), retriever.encode_document(found))[0].cpu().numpy()
+logits = model.predict([(question, passage) for passage in found], activation_fn=torch.nn.Identity())
+best_first = (logits + {weight:g} * similarity).argsort()[::-1]"""
 
 
 def _card(
     title: str, pipeline: str, base: object, usage: str, facts: Mapping[str, Any], card: Mapping[str, Any]
 ) -> str:
     """A model card: front matter, what it is, how to use it, metrics, and the command that made it."""
-    known = {"retriever", "ranker", "data", "recipe", "command", "metrics"}
+    known = {"retriever", "ranker", "data", "recipe", "command", "metrics", "fusion"}
     lines = ["---", "library_name: sentence-transformers", f"pipeline_tag: {pipeline}", "tags:", "- sparring", "---"]
     lines += [f"# {title}", "", "Trained with Sparring together with its partner in the folder beside this one.", ""]
     listed = {"started from": base, "data": card.get("data"), "recipe": card.get("recipe"), **facts}

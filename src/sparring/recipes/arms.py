@@ -17,7 +17,7 @@ from sparring.types import InputError
 FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
 """Factors on both learning rates that an arm may try on dev, in this order: the same for every arm."""
 
-JOINT = ("rocketqav2", "ar2")
+JOINT = ("rocketqav2", "ar2", "duet")
 """Recipes in which a model learns from the other while both change."""
 
 

@@ -463,14 +463,17 @@ def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> 
     settings = replace(plan.run, seed=shipped.seed)
     retriever, ranker = load_pair(_copy(materials.retriever), _copy(materials.ranker), settings)
     states = folder / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
-    digest = result.evidence.results[shipped.arm.name][list(plan.seeds).index(shipped.seed)][1]["states"]
+    facts = result.evidence.results[shipped.arm.name][list(plan.seeds).index(shipped.seed)][1]
+    digest, fusion = facts["states"], facts["settings"]["fusion"] if facts["kept"] != "warm start" else 0
     load_kept(retriever, states / "retriever.safetensors", digest["retriever"])
     load_kept(ranker, states / "ranker.safetensors", digest["ranker"])
-    card = card_of(shipped.arm.name, materials.dataset, materials.retriever, materials.ranker, materials.command)
+    m = materials
+    card: dict[str, Any] = card_of(shipped.arm.name, m.dataset, m.retriever, m.ranker, m.command)
     metrics = {name: {m: str(e) for m, e in cells.items()} for name, cells in result.shipped_rows().items()}
     aside, target = folder / "best.part", folder / "best"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    export(retriever, ranker, aside, card={**card, "metrics": metrics}, trust_remote_code=settings.trust_remote_code)
+    card |= {"metrics": metrics, "fusion": fusion * retriever.scale}
+    export(retriever, ranker, aside, card=card, trust_remote_code=settings.trust_remote_code)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)

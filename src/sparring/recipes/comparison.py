@@ -121,6 +121,26 @@ def is_joint(result: ArmResult) -> bool:
     return result.arm.recipe in JOINT and not result.settings.get("static", False)
 
 
+def fusion_of(settings: Mapping[str, Any]) -> float:
+    """The retriever's weight in an arm's cascade."""
+    return float(settings.get("fusion", 0.0))
+
+
+def control_of(arm: ArmResult, results: Sequence[ArmResult], baseline: str) -> str:
+    """Which arm tells what joint training brought: the baseline; where that orders its cascade by other scores, an arm
+    of the baseline's recipe that orders as this one does. "" where there is none."""
+    own = next(result for result in results if result.arm.name == baseline)
+    alike = [own, *(r for r in results if r.arm.recipe == own.arm.recipe and not is_joint(r))]
+    wanted = fusion_of(arm.settings)
+    return next((result.arm.name for result in alike if fusion_of(result.settings) == wanted), "")
+
+
+_UNTOLD = (
+    "How much of that is training was not asked: its cascade orders by both scores, which any pair can do. The arm "
+    "{recipe}:fusion={fusion} tells."
+)
+
+
 @dataclass(frozen=True)
 class Shipped:
     """The pair to ship: chosen on dev alone, first the arm (mean over seeds), then its best seed."""
@@ -182,7 +202,10 @@ class Comparison:
         if not joint or is_joint(self.result(baseline)):
             return ["Whether joint training earns its cost was not asked: that takes a joint arm and a separate one."]
         best = max(joint, key=lambda result: float(np.mean(result.dev)))
-        test, cost = self.test(best.arm.name, baseline), best.seconds / self.result(baseline).seconds
+        fusion = {"fusion": f"{fusion_of(best.settings):g}"}
+        control = control_of(best, self.results, baseline)
+        against = control or baseline
+        test, cost = self.test(best.arm.name, against), best.seconds / self.result(against).seconds
         if test.significant and test.difference > 0:
             word = "Joint training earned its cost here"
         elif test.significant:
@@ -190,9 +213,9 @@ class Comparison:
         else:
             word = "Joint training did NOT earn its cost here: no significant difference"
         return [
-            f"{word}. Its best arm on dev, {best.arm.name}, against {baseline}, cascade on test: {test}, "
+            f"{word}. Its best arm on dev, {best.arm.name}, against {against}, cascade on test: {test}, "
             f"at {cost:.1f} times the training time."
-        ]
+        ] + ([] if control else [_UNTOLD.format(recipe=self.result(baseline).arm.recipe, **fusion)])
 
     def _pair(self) -> list[str]:
         cells = self.result(self.shipped.arm.name).cells
@@ -296,7 +319,8 @@ def conclude(evidence: Evidence) -> Comparison:
     """Means, intervals, seed spread and tests of everything that the arms left behind."""
     first = evidence.results[evidence.arms[0].name]
     results = [_arm(arm, evidence) for arm in evidence.arms]
-    return Comparison(evidence, _references(first), results, _tests(evidence), _warnings(evidence, first[0][1]))
+    tests, warnings = _tests(evidence, results), _warnings(evidence, first[0][1])
+    return Comparison(evidence, _references(first), results, tests, warnings)
 
 
 def _references(results: Sequence[tuple[list[Row], dict[str, Any]]]) -> dict[str, Cells]:
@@ -341,9 +365,10 @@ def _arm(arm: Arm, evidence: Evidence) -> ArmResult:
     )
 
 
-def _tests(evidence: Evidence) -> list[Test]:
-    """Every arm's three rows against the baseline's, Holm-adjusted as one family; and, beside these and not adjusted,
-    every arm's cascade against its own retriever."""
+def _tests(evidence: Evidence, results: Sequence[ArmResult]) -> list[Test]:
+    """Every arm's three rows against the baseline's, and those of a joint arm against the arm that orders its cascade
+    alike (`control_of`), Holm-adjusted as one family; and, beside these and not adjusted, every arm's cascade against
+    its own retriever."""
     measure = evidence.measure
 
     def paired(arm: str, against: str, row: str, other: str) -> Test:
@@ -359,6 +384,10 @@ def _tests(evidence: Evidence) -> list[Test]:
         paired(arm.name, evidence.baseline, row, row)
         for arm in evidence.arms if arm.name != evidence.baseline for row in ROWS
     ]  # fmt: skip
+    for joint in filter(is_joint, results):
+        control = control_of(joint, results, evidence.baseline)
+        if control not in ("", evidence.baseline, joint.arm.name):
+            family += [paired(joint.arm.name, control, row, row) for row in ROWS]
     adjusted = holm([test.p_randomisation for test in family])
     family = [Test(**{**asdict(t), "p_holm": p}) for t, p in zip(family, adjusted, strict=True)]
     return family + [paired(arm.name, arm.name, CASCADE, RETRIEVER) for arm in evidence.arms]

@@ -13,16 +13,22 @@ from sparring.phases.fit import Forwards
 from sparring.recipes.ar2 import AR2Config, ar2
 from sparring.recipes.audits import Audits
 from sparring.recipes.controls import FrozenTeacherConfig, SeparateConfig, frozen_teacher, separate
+from sparring.recipes.duet import DuetConfig, duet
 from sparring.recipes.experiment import Experiment, Generation, Lists, Split
 from sparring.recipes.rocketqav2 import RocketQAv2Config, rocketqav2
+from sparring.recipes.settings import RoundsConfig
 from sparring.recipes.summary import Outcome
 from sparring.recipes.warmup import WarmupConfig, warmup
+
+FUSED_START = "warm start, fused"
+"""The warm start's models, their cascade ordered by both scores: a recipe with fusion is measured against it too."""
 
 Body = Callable[[Experiment, Any, Generation], None]
 
 RECIPES: Mapping[str, tuple[type, Body]] = {
     "ar2": (AR2Config, ar2),
     "rocketqav2": (RocketQAv2Config, rocketqav2),
+    "duet": (DuetConfig, duet),
     "separate": (SeparateConfig, separate),
     "frozen-teacher": (FrozenTeacherConfig, frozen_teacher),
 }
@@ -78,11 +84,15 @@ def contend(x: Experiment, recipe: str, config: Any, baselines: Baselines) -> No
     """
     x.restore("warm start")
     x.keep("best")
-    x.forwards, x.audits = Forwards(), baselines.audits.copy(x.run)
+    x.forwards, x.audits, x.fusion = Forwards(), baselines.audits.copy(x.run), 0.0
     x.tables, x.best = x.tables[:1], ("warm start", x.selected(x.tables[0][1]), baselines.warm)
     if recipe != "warmup":
         config_class, body = RECIPES[recipe]
         assert isinstance(config, config_class)
+        assert isinstance(config, RoundsConfig)
+        x.fusion = config.fusion
+        if x.fusion:
+            x.evaluate(FUSED_START, baselines.warm, audit=False)
         body(x, config, baselines.warm)
 
 
@@ -97,7 +107,7 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
         references = lists_row(x, x.test, "BM25", baselines.bm25)
         references += zero_shot_rows(x, x.test, baselines.ranker_came_trained)
         x.restore("warm start")
-        warm = x.three_rows("warm start", x.test, baselines.warm)
+        warm = x.three_rows("warm start", x.test, baselines.warm)  # in the ranker's order, for all recipes alike
         baselines.test.update(references=references, warm=list(warm.table.rows))
         baselines.files.extend(sorted(set(folder.glob("*")) - before))
     else:
@@ -110,10 +120,13 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     x.restore("best")
     generation = x.complete(generation)  # test is read from embeddings of one retriever
     if name != "warm start":
-        tables.append((name, x.three_rows(name, x.test, generation).table))
+        tables.append((name, x.three_rows(name, x.test, generation, fusion=x.fusion).table))
     x.run.metrics.write("test", best=name, rows=[[n, row.as_dict()] for n, table in tables for row in table.rows])
     references = baselines.test["references"]
-    return Outcome(name, baselines.dev_rows, x.tables, references, tables, x.config.select_by, x.config.measures)
+    return Outcome(
+        name, baselines.dev_rows, x.tables, references, tables, x.config.select_by, x.config.measures,
+        fusion=0.0 if name == "warm start" else x.fusion, scale=x.retriever.scale,
+    )  # fmt: skip
 
 
 def lists_row(x: Experiment, split: Split, name: str, lists: Mapping[str, Lists], *, write: bool = True) -> list[Row]:

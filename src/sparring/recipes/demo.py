@@ -14,6 +14,7 @@ from sparring.data.table import TextTable
 from sparring.log import table
 from sparring.models import Retriever
 from sparring.phases.encode import encode
+from sparring.phases.evaluate import Lists, fused
 from sparring.phases.index import build_index
 from sparring.phases.rerank import rerank, score_pairs
 from sparring.recipes.experiment import Experiment
@@ -50,15 +51,16 @@ def ask(result: Trained, questions: Sequence[str] = QUESTIONS, *, cache: Path | 
     """
     run = result.experiment
     before = _untrained(run, prepare_minilm(cache))
-    found_before = _search(run, before, questions, top)
-    found_after = _search(run, run.retriever, questions, max(top, run.config.rerank_depth))
+    found_before = _search(run, before, questions, top)[1]
+    similarity, found_after = _search(run, run.retriever, questions, max(top, run.config.rerank_depth))
     count, depth = found_after.shape
     queries = run.ranker.tokenize(questions, None, "query")
     scores = score_pairs(
         run.ranker, queries, run.feed.ranker_passages, np.repeat(np.arange(count), depth), found_after.reshape(-1),
         token_budget=run.encode_tokens, dtype=run.dtype, progress="ask: rank",
     )  # fmt: skip
-    cascade = rerank(found_after, scores.reshape(count, depth))[1][:, :top]
+    both = fused(scores.reshape(count, depth), similarity * run.retriever.scale, result.outcome.fusion)
+    cascade = rerank(found_after, both)[1][:, :top]
     blocks = []
     for number, question in enumerate(questions):
         lists = (found[number][:top] for found in (found_before, found_after, cascade))
@@ -79,10 +81,11 @@ def _untrained(run: Experiment, model: Path) -> Retriever:
     return configured_retriever(model, run.config).to(run.retriever.device)
 
 
-def _search(run: Experiment, retriever: Retriever, questions: Sequence[str], top: int) -> np.ndarray:
-    """Passage rows [questions, top]. The stored tokens serve every retriever with the run's tokenizer and prompts."""
+def _search(run: Experiment, retriever: Retriever, questions: Sequence[str], top: int) -> Lists:
+    """Similarities and passage rows [questions, top]. The stored tokens serve every retriever with the run's tokenizer
+    and prompts."""
     shared: dict[str, Any] = {"token_budget": run.encode_tokens, "dtype": run.dtype}
     passages = encode(retriever, run.feed.retriever_passages, "passage", **shared, progress="ask: encode passages")
     asked = retriever.tokenize(questions, "query", None)
     queries = encode(retriever, asked, "query", **shared, progress="ask: encode questions")
-    return build_index(passages).search(queries, top)[1]
+    return build_index(passages).search(queries, top)

@@ -90,6 +90,7 @@ class Experiment:
     corrections: Corrections = field(default_factory=Corrections)
     forwards: Forwards = field(default_factory=Forwards)
     fixed: Mapping[str, Lists] = field(default_factory=dict)
+    fusion: float = 0.0
     tables: list[tuple[str, Table]] = field(default_factory=list)
     best: tuple[str, float, Generation] | None = None
     start: Generation | None = None
@@ -517,10 +518,13 @@ class Experiment:
 
     # --- evaluation -------------------------------------------------------------------------------------------
 
-    def evaluate(self, name: str, generation: Generation) -> None:
+    def evaluate(self, name: str, generation: Generation, *, audit: bool = True) -> None:
         """The audit of the mined negatives, and dev's three rows; the pair is kept when its cascade is the best yet."""
-        self.audit(generation)
-        result = self.run.phase(f"{name}-evaluate", self.three_rows, name, self.dev, generation)
+        if audit:
+            self.audit(generation)
+        result = self.run.phase(
+            f"{name}-evaluate", self.three_rows, name, self.dev, generation, fusion=self.fusion
+        )  # fmt: skip
         self.tables.append((name, result.table))
         cascade = self.selected(result.table)
         rows = [row.as_dict() for row in result.table.rows]
@@ -528,7 +532,7 @@ class Experiment:
         if rank() == 0:
             text = result_table([], [(name, result.table)], self.config.measures, markdown=True)
             self.run.write_text(f"rounds/{name.replace(' ', '-')}.md", text + "\n")
-        if self.config.checkpoints == "rounds" and name != "warm start":  # which is kept already
+        if self.config.checkpoints == "rounds" and name.startswith("round "):  # the warm start is kept already
             self.keep(name)
         if self.best is None or cascade > self.best[1]:
             self.best = (name, cascade, generation)
@@ -538,7 +542,7 @@ class Experiment:
         """The cascade's mean of the measure that picks the best pair."""
         return table.row(CASCADE).mean(self.config.select_by)
 
-    def three_rows(self, name: str, split: Split, generation: Generation) -> ThreeRows:
+    def three_rows(self, name: str, split: Split, generation: Generation, *, fusion: float = 0.0) -> ThreeRows:
         """Retriever, ranker on fixed candidates and cascade on one split; runs are written as TREC files."""
         label = f"{split.name}-{name}"
         if (entry := self.passed("rows", label)) is not None:
@@ -552,7 +556,7 @@ class Experiment:
         result = three_rows(
             split.qrels, self.query_ids(split.rows), split.rows, self.dataset.corpus.ids,
             generation.lists[split.name], self.fixed[split.name], score,
-            depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed,
+            depth=self.config.rerank_depth, measures=self.config.measures, seed=self.config.seed, fusion=fusion,
         )  # fmt: skip
         if split is self.dev:
             self.watch.ranker(name, *looked_at[0])

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from sparring.phases.fit import Step
 from sparring.phases.pools import Pools
-from sparring.recipes.competition import RECIPES
+from sparring.recipes.competition import FUSED_START, RECIPES
 from sparring.recipes.experiment import Experiment
 from sparring.recipes.generation import Generation
 from sparring.recipes.settings import Rates, RunConfig
@@ -218,7 +218,11 @@ def _compete(x: Rehearsal, recipe: str, config: Any) -> None:
     x.note("restore and keep", "saving", "byte", 2 * weights)
     if recipe != "warmup":
         body: Callable[[Experiment, Any, Generation], None] = RECIPES[recipe][1]
-        body(cast(Experiment, x), config, Generation("warm", cast(Pools, Sketch(s.heads, x.config.mine_depth)), {}))
+        warm = Generation("warm", cast(Pools, Sketch(s.heads, x.config.mine_depth)), {})
+        if config.fusion:
+            x.three_rows(f"{FUSED_START}-evaluate", s.dev, same=x._fixed_are_warm)
+            x.note(f"{FUSED_START}: keep", "saving", "byte", weights)
+        body(cast(Experiment, x), config, warm)
     states = ["zero-shot"] * s.trained_head + ["warm start"] + ["best"] * (recipe != "warmup")
     for state in states:
         x.note(f"test: {state}", "saving", "byte", weights)

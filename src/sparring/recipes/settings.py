@@ -165,8 +165,11 @@ class RoundsConfig:
     """AdamW's decay, on matrices only."""
     clip: float = 2.0
     """Largest gradient norm; 0 does not clip."""
+    fusion: float = 0.0
+    """The cascade orders by ranker score + fusion x retriever score (similarity x scale); 0 is the ranker alone."""
 
     def __post_init__(self) -> None:
+        at_least(0, fusion=self.fusion)
         at_least(1, rounds=self.rounds, batch=self.batch, negatives=self.negatives, accumulate=self.accumulate)
         at_least(0, retriever_lr=self.retriever_lr, ranker_lr=self.ranker_lr)
         at_least(0, weight_decay=self.weight_decay, clip=self.clip, simans_a=self.simans_a)

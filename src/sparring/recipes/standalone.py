@@ -24,7 +24,17 @@ from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases import export as exporting
 from sparring.phases.bm25 import Bm25
 from sparring.phases.encode import encode
-from sparring.phases.evaluate import CASCADE, RETRIEVER, Row, check_measures, evaluate, run_of, three_rows, verdict
+from sparring.phases.evaluate import (
+    CASCADE,
+    RETRIEVER,
+    Row,
+    check_measures,
+    evaluate,
+    fused,
+    run_of,
+    three_rows,
+    verdict,
+)
 from sparring.phases.index import Index, Kind, build_index
 from sparring.phases.mine import denoise, mine, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, draw, trainable
@@ -351,18 +361,19 @@ def rerank_to(
     precision: str = "auto",
     max_length: int = 0,
     trust_remote_code: bool = False,
+    fusion: float = 0.0,
 ) -> int:
-    """The top ``depth`` of each query of a run in the ranker's order.  -> pairs scored"""
+    """The top ``depth`` of each query of a run by ranker score + ``fusion`` x the run's score.  -> pairs scored"""
     with new_file(out) as partial:
         run = read_known_run(run_file, dataset)
         query_rows = dataset.queries.rows(run)
-        top = lists_of(run, dataset, list(run))[1][:, :depth]
+        first, top = (part[:, :depth] for part in lists_of(run, dataset, list(run)))
         inside = top >= 0
         model = load_ranker(ranker, max_length=max_length, trust_remote_code=trust_remote_code)
         score = pair_scorer(dataset, model.to(choose_device().value), autocast_type(precision))
         values = np.full(top.shape, -np.inf, dtype=np.float32)
         values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
-        scores, ordered = rerank(top, values)
+        scores, ordered = rerank(top, fused(values, first, fusion))
         write_run(run_of(list(run), dataset.corpus.ids, scores, ordered), partial)
     return int(inside.sum())
 
@@ -413,8 +424,12 @@ def evaluate_pair(
     runs: Path | None = None,
     pooling: str = "mean",
     trust_remote_code: bool = False,
+    fusion: float = 0.0,
 ) -> Evaluation:
-    """BM25 and the pair's three rows on a split. Fixed candidates are a given run's, or BM25's."""
+    """BM25 and the pair's three rows on a split. Fixed candidates are a given run's, or BM25's.
+
+    ``fusion``: the cascade orders by ranker score + fusion x retriever score.
+    """
     check_measures(measures, sys.maxsize)
     width = max(100, depth, *(int(name.partition("@")[2]) for name in measures))
     if runs is not None:
@@ -432,7 +447,7 @@ def evaluate_pair(
     bm25 = Bm25(corpus, len(dataset.corpus)).search(queries, len(chosen.rows), width)
     result = three_rows(
         chosen.qrels, ids, chosen.rows, dataset.corpus.ids, retrieved, given or bm25,
-        pair_scorer(dataset, second, dtype), depth=depth, measures=measures,
+        pair_scorer(dataset, second, dtype), depth=depth, measures=measures, fusion=fusion,
     )  # fmt: skip
     bm25_run = run_of(ids, dataset.corpus.ids, *bm25)
     rows = [evaluate("BM25", chosen.qrels, bm25_run, measures, 0), *result.table.rows]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Outcome:
     """Everything that was measured. Dev tables are one for the warm start and one a round; test tables are the warm
-    start's and, where it is another pair, the best one's."""
+    start's and, where it is another pair, the best one's. ``fusion``: the retriever's weight in the best pair's
+    cascade, 0 where the ranker alone orders it; ``scale``: what its similarity is multiplied with."""
 
     best: str
     dev_rows: Sequence[Row]
@@ -27,6 +28,8 @@ class Outcome:
     test_tables: Sequence[tuple[str, Table]]
     select_by: str
     measures: Sequence[str]
+    fusion: float = 0.0
+    scale: float = 1.0
 
     @property
     def best_test(self) -> Table:
@@ -43,6 +46,8 @@ class Outcome:
             lines += [self._gain(row) for row in (RETRIEVER, CASCADE)]
         pair = self.best_test
         lines.append(verdict(pair.row(RETRIEVER), pair.row(CASCADE), measure=measure))
+        if self.fusion:
+            lines.append(f"The cascade orders by {fused_order(self.fusion, self.scale)}, not by the ranker alone.")
         return lines
 
     def _gain(self, name: str) -> str:
@@ -63,6 +68,7 @@ class Outcome:
         return {
             "best": self.best,
             "select_by": self.select_by,
+            "fusion": self.fusion,
             "forwards": dict(forwards),
             "dev": [row.as_dict() for row in self.dev_rows] + _named(self.dev_tables),
             "test": [row.as_dict() for row in self.test_rows] + _named(self.test_tables),
@@ -72,6 +78,11 @@ class Outcome:
 
 def _named(tables: Sequence[tuple[str, Table]]) -> list[dict[str, Any]]:
     return [{**row.as_dict(), "name": f"{name}: {row.name}"} for name, found in tables for row in found.rows]
+
+
+def fused_order(fusion: float, scale: float) -> str:
+    """What a cascade with fusion orders by."""
+    return f"ranker logit + {fusion * scale:g} x similarity"
 
 
 def refresh_sentences(records: Sequence[Mapping[str, Any]]) -> list[str]:

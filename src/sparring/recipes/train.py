@@ -432,7 +432,8 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         shutil.rmtree(x.run.path / name, ignore_errors=True)
     x.run.phase(
         "export", export, x.retriever, x.ranker, x.run.path,
-        card={**card, "metrics": metrics}, trust_remote_code=x.config.trust_remote_code,
+        card={**card, "metrics": metrics, "fusion": outcome.fusion * outcome.scale},
+        trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
     write_report(x.run.path)
     shutil.rmtree(x.run.path / "index", ignore_errors=True)

@@ -73,16 +73,23 @@ def _state(states: Sequence[State], name: str) -> State:
     return next(state for state in states if state.name == name)
 
 
+def _fused(run: Run) -> bool:
+    """Whether the exported pair's cascade orders by both scores."""
+    recipe = run.config.get(run.config.get("recipe", ""), {})
+    return bool(recipe.get("fusion")) and run.best != WARM
+
+
 def cards(run: Run) -> list[dict[str, Any]]:
     """Each row's number on test before and after, with what the row means."""
     settings = run.config.get("run", {})
     fixed = "BM25's" if settings.get("fixed_candidates") == "bm25" else "the warm start's"
     depth = settings.get("rerank_depth", "")
+    order = "the order of both models' scores" if _fused(run) else "the ranker's order"
     meaning = {
         RETRIEVER: "Finds passages in the whole collection. This row is search alone, without the ranker.",
         FIXED: f"Puts a list of candidates in order. The candidates are {fixed} and stay the same, so only the ranker "
         "can change this row.",
-        CASCADE: f"What users of the pair get: the retriever's first {depth} passages in the ranker's order.",
+        CASCADE: f"What users of the pair get: the retriever's first {depth} passages in {order}.",
     }
     first, last = run.test.states[0], run.test.states[-1]
     limits = reach([state.rows[row][run.select_by] for state in (first, last) for row in ROWS])

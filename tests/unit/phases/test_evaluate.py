@@ -18,6 +18,7 @@ from sparring.phases.evaluate import (
     Row,
     distinct_scores,
     evaluate,
+    fused,
     judged,
     measure_names,
     per_query,
@@ -145,7 +146,7 @@ def test_runs_keep_the_order_of_the_arrays() -> None:
     assert run["q1"] == {"p2": 7.0}
 
 
-def three(depth: int, seed: int = 0):
+def three(depth: int, seed: int = 0, fusion: float = 0.0):
     rng = np.random.default_rng(seed)
     truth = rng.standard_normal((30, 50)).astype(np.float32)
     retrieved, fixed = (np.stack([rng.permutation(50)[:k] for _ in range(30)]) for k in (20, 8))
@@ -161,7 +162,7 @@ def three(depth: int, seed: int = 0):
     qrels = {f"q{100 + i}": {f"p{truth[i].argmax()}": 1} for i in range(30)}
     result = three_rows(
         qrels, names("q")(query_rows), query_rows, names("p"), (down, retrieved), (down[:, :8], fixed), score,
-        depth=depth,
+        depth=depth, fusion=fusion,
     )  # fmt: skip
     return result.table, result.runs, retrieved, fixed, truth, calls
 
@@ -185,6 +186,28 @@ def test_three_rows_are_the_three_rankings() -> None:
     cells = table.cells(["R@20"])
     assert cells[0][1] == cells[2][1]  # the cascade only re-orders
     assert [row.as_dict()["name"] for row in table.rows] == [RETRIEVER, FIXED, CASCADE]
+
+
+def test_a_cascade_with_fusion_orders_by_the_weighted_sum() -> None:
+    _, plain, retrieved, _, truth, _ = three(depth=6)
+    first = -np.arange(6)  # the retriever's scores in `three`
+    _, runs, *_ = three(depth=6, fusion=0.3)
+    assert runs[RETRIEVER] == plain[RETRIEVER]
+    assert runs[FIXED] == plain[FIXED], "the ranker's own row stays the ranker's"
+    moved = 0
+    for i in range(30):
+        found = [int(p[1:]) for p in distinct_scores(runs[CASCADE][f"q{100 + i}"], 99)]
+        top = retrieved[i][:6]
+        assert found == [*top[np.argsort(-(truth[i, top] + 0.3 * first))].tolist(), *retrieved[i][6:].tolist()]
+        moved += found != [int(p[1:]) for p in distinct_scores(plain[CASCADE][f"q{100 + i}"], 99)]
+    assert moved > 10
+
+
+def test_fused_scores_leave_places_without_a_result_at_the_end() -> None:
+    ranker = np.array([[1.0, -np.inf]], dtype=np.float32)
+    np.testing.assert_array_equal(fused(ranker, np.array([[2.0, -np.inf]]), 0.5), [[2.0, -np.inf]])
+    np.testing.assert_array_equal(fused(ranker, np.array([[2.0, np.nan]]), 0.5), [[2.0, -np.inf]])
+    assert fused(ranker, np.array([[2.0, -np.inf]]), 0.0) is ranker
 
 
 def test_a_perfect_ranker_improves_and_the_verdict_says_so() -> None:

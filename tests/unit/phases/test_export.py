@@ -62,6 +62,25 @@ def test_model_cards(exported, name):
 
 
 @pytest.mark.slow
+def test_the_ranker_card_of_a_cascade_by_both_scores_shows_how_to_order(pair, exported, tmp_path):
+    export(*pair, tmp_path / "fused", card={**CARD, "fusion": 7.5})
+    assert "similarity" not in (exported / "ranker" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "fused" / "ranker" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```")[1].removeprefix("python")
+    for name in ("retriever", "ranker"):
+        code = code.replace(f"path/to/{name}", str(exported / name))
+    found = {}
+    exec(compile(code, "card", "exec"), found)  # what a reader of the card would paste
+    retriever = SentenceTransformer(str(exported / "retriever"), device="cpu")
+    ranker = CrossEncoder(str(exported / "ranker"), device="cpu")
+    passages = ["a passage", "another passage"]
+    vectors = retriever.encode_query("a question"), retriever.encode_document(passages)
+    both = ranker.predict([("a question", p) for p in passages]) + 7.5 * vectors[1] @ vectors[0]
+    assert found["best_first"].tolist() == sorted(range(2), key=lambda place: -both[place])
+    assert len(set(both.tolist())) == 2
+
+
+@pytest.mark.slow
 def test_training_modes_are_kept(pair, exported):
     assert all(module.training for model in pair for module in model.modules() if not list(model.children()))
 

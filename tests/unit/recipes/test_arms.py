@@ -26,10 +26,10 @@ def test_a_part_with_a_key_and_no_recipe_belongs_to_the_arm_before_it() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("separate,ar3", "ar2, rocketqav2, separate, frozen-teacher"),
-        ("", "ar2, rocketqav2, separate, frozen-teacher"),
-        ("separate,,ar2", "ar2, rocketqav2, separate, frozen-teacher"),
-        ("rounds=3", "ar2, rocketqav2, separate, frozen-teacher"),
+        ("separate,ar3", "ar2, rocketqav2, duet, separate, frozen-teacher"),
+        ("", "ar2, rocketqav2, duet, separate, frozen-teacher"),
+        ("separate,,ar2", "ar2, rocketqav2, duet, separate, frozen-teacher"),
+        ("rounds=3", "ar2, rocketqav2, duet, separate, frozen-teacher"),
         ("ar2:adv=0", "adv_lambda"),
         ("ar2:adv_lambda", "adv_lambda"),
         ("ar2:", "adv_lambda"),

@@ -38,7 +38,8 @@ def evidence(lifts: dict[str, float], *, seeds: int = 3, queries: int = 60, dev:
                    for r, share in ((RETRIEVER, 0.5), (FIXED, 0.7), (CASCADE, 1.0))]  # fmt: skip
             facts = {
                 "references": 1, "dev": (dev or {}).get(name, [lift + seed / 100] * seeds)[seed], "kept": kept,
-                "seconds": 10.0 + seed, "peak_memory_mb": 100 + seed, "factor": 1.0, "settings": {}, "seed": seed,
+                "seconds": 10.0 + seed, "peak_memory_mb": 100 + seed, "factor": 1.0, "seed": seed,
+                "settings": {"fusion": 1.0} if name == "duet" or "fusion=1" in name else {},
                 "forwards": {"retriever_trained": 64, "ranker_trained": 64, "ranker_teacher": 0},
                 "dev_queries": 20, "test_queries": queries,
             }  # fmt: skip
@@ -90,6 +91,22 @@ def test_a_manager_reads_whether_joint_training_earned_its_cost(lift: float, sen
     told = " ".join(conclude(evidence({"separate": 0.1, "ar2": lift})).sentences)
     assert sentence in told
     assert "at 1.0 times the training time" in told
+
+
+def test_a_joint_arm_that_orders_by_both_scores_is_tested_against_one_that_does_so_too() -> None:
+    both = conclude(evidence({"separate": 0.1, "separate:fusion=1": 0.2, "duet": 0.2}))
+    told = " ".join(both.sentences)
+    assert "did NOT earn its cost here: no significant difference" in told, "the sum of the scores did it"
+    assert "duet, against separate:fusion=1" in told
+    family = [t for t in both.tests if t.arm != t.against]
+    assert [(t.arm, t.against) for t in family[::3]] == [
+        ("separate:fusion=1", "separate"), ("duet", "separate"), ("duet", "separate:fusion=1")
+    ]  # fmt: skip
+    least = min(family, key=lambda t: t.p_randomisation)
+    assert least.p_holm == pytest.approx(min(1, least.p_randomisation * len(family)))
+    alone = " ".join(conclude(evidence({"separate": 0.1, "duet": 0.2})).sentences)
+    assert "Joint training earned its cost here" in alone
+    assert "The arm separate:fusion=1 tells." in alone
 
 
 def test_the_pair_to_ship_is_chosen_on_dev_though_test_says_otherwise() -> None:

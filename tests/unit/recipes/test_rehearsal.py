@@ -77,7 +77,7 @@ def test_no_warm_start_is_one_refresh_less() -> None:
     assert (some["passage"] - none["passage"], some["BM25 query"] - none["BM25 query"]) == (1000, 50)
 
 
-@pytest.mark.parametrize("recipe", ["warmup", "ar2", "rocketqav2", "separate", "frozen-teacher"])
+@pytest.mark.parametrize("recipe", ["warmup", "ar2", "rocketqav2", "duet", "separate", "frozen-teacher"])
 def test_every_recipe_can_be_rehearsed(recipe: str) -> None:
     from sparring.recipes.train import resolve_config
 
