@@ -42,8 +42,8 @@ class Ablation:
 KL = "rocketqav2:variant=custom,kl_reduction=query_mean"
 ABLATIONS = {
     "recipes": Ablation(
-        "Does joint training help at all?", DEFAULT_ARMS,
-        ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported"),
+        "Does joint training help at all?", f"{DEFAULT_ARMS},separate:fusion=1,duet",
+        ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported", "ours", "ours"),
     ),
     "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
     "pointwise": Ablation("A listwise or pointwise ranker?", "rocketqav2,rocketqav2:supervised=pointwise", ("-",)),
