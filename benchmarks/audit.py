@@ -43,9 +43,13 @@ CONFIG: dict[str, dict[str, Any]] = {
     "ar2": {**ROUNDS, "retriever_steps": 60, "ranker_steps": 60},
     "rocketqav2": {**ROUNDS, "steps": 60},
 }  # fmt: skip
-ARMS = {"positive": ("positive", False), "positive, equal visits": ("positive", True), "drop": ("drop", False)}
-"""Name -> the verdict on planted pairs (`keep` on the others), and whether updates grow with the number of list heads:
-else a head is visited less often, the more of them there are."""
+ARMS = {
+    "positive": ("positive", False, "list"), "positive, equal visits": ("positive", True, "list"),
+    "drop": ("drop", False, "list"), "positive, by query": ("positive", False, "query"),
+}  # fmt: skip
+"""Name -> the verdict on planted pairs (`keep` on the others); whether updates grow with the number of list heads, else
+a head is visited less often, the more of them there are; and `run.visit`. "by query", every query has as many updates
+as without corrections: its heads take turns. The uncorrected labels have one head a query: there it changes nothing."""
 CONTROL = "uncorrected, as many updates"
 """The uncorrected labels with the updates of "positive, equal visits": what more updates alone give."""
 MEASURES = ("RR@10", "nDCG@10", "R@10")
@@ -135,8 +139,8 @@ def run(
     data: Planted = write_planted(out / "data", seed, world)
     encoder = str(write_encoder(out / "encoder", seed, world))
 
-    def trained(name: str, growth: float = 1.0, corrections: Sequence[Path] = ()) -> Any:
-        settings = grown({**config, "run": {**config["run"], "seed": seed}}, growth)
+    def trained(name: str, growth: float = 1.0, visit: str = "list", corrections: Sequence[Path] = ()) -> Any:
+        settings = grown({**config, "run": {**config["run"], "seed": seed, "visit": visit}}, growth)
         return train(
             data.folder, encoder, encoder,
             out=out / name, recipe=recipe, config=settings, corrections=corrections, cache=out / "cache",
@@ -147,14 +151,14 @@ def run(
     table = before.path / f"audit/{before.experiment.best[2].name}.tsv"
     facts |= {"seed": seed, "recipe": recipe, "arms": {"uncorrected": measured(before)}}
     for arm in arms:
-        verdict, equal_visits = ARMS[arm]
+        verdict, equal_visits, visit = ARMS[arm]
         verdicts = review(table, data.planted, out / f"{arm}.tsv", verdict)
         judged = {
             tuple(line.split("\t")[1:3]) for line in verdicts.read_text("utf-8").splitlines() if line[:4] != "keep"
         }
         judged &= data.planted
         growth = 1 + len(judged) / len(before.experiment.positives) if equal_visits else 1.0
-        after = trained(arm, growth, [verdicts])
+        after = trained(arm, growth, visit, [verdicts])
         passages = {passage for _, passage in judged}
         facts["touched"] = [
             bool(data.truth[q] & passages) for q in after.experiment.query_ids(after.experiment.test.rows)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import numpy as np
 
 from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.types import InputError
 
-_ORDER, _DRAW = 0, 1  # two independent streams of random numbers
+Visit = Literal["list", "query"]
+"""What an epoch visits once: every list head, or every query with one of its heads, which take turns."""
+
+_ORDER, _DRAW, _TURNS = 0, 1, 2  # independent streams of random numbers
 
 
 class ListSampler:
@@ -23,6 +27,8 @@ class ListSampler:
         n: negatives in a list.
         seed: any non-negative integer, or several (a run's seed and a round's number).
         method, a, b: see :func:`sparring.phases.pools.draw`.
+        visit: "query" gives every query the same share of the updates, however many heads it has; its heads come in a
+            random order, each once before any comes again.
 
     Raises:
         InputError: no pool has n candidates.
@@ -37,19 +43,35 @@ class ListSampler:
         *,
         a: float = 0.5,
         b: float = 0.0,
+        visit: Visit = "list",
     ) -> None:
         self.pools, self.n, self.method, self.a, self.b = pools, n, method, a, b
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self.rows = trainable(pools, n)
         self.short = len(pools) - len(self.rows)
+        self._turns = self._take_turns() if visit == "query" else None
         self._order = functools.lru_cache(maxsize=4)(self._shuffled)
 
     def __len__(self) -> int:
         """Lists in an epoch."""
-        return len(self.rows)
+        return len(self.rows) if self._turns is None else len(self._turns[1])
+
+    def _take_turns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows grouped by query, in random order inside each; each group's first place and size."""
+        mixed = self.rows[np.random.default_rng((*self.seed, _TURNS)).permutation(len(self.rows))]
+        grouped = mixed[np.argsort(self.pools.queries[mixed], kind="stable")]
+        _, first, size = np.unique(self.pools.queries[grouped], return_index=True, return_counts=True)
+        return grouped, first, size
+
+    def _visited(self, epoch: int) -> np.ndarray:
+        """Rows of an epoch, in the order of queries."""
+        if self._turns is None:
+            return self.rows
+        grouped, first, size = self._turns
+        return grouped[first + epoch % size]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return self.rows[np.random.default_rng((*self.seed, _ORDER, epoch)).permutation(len(self.rows))]
+        return self._visited(epoch)[np.random.default_rng((*self.seed, _ORDER, epoch)).permutation(len(self))]
 
     def list_rows(self, step: int, size: int) -> np.ndarray:
         """Rows of ``pools`` visited in a step (from 0), int64 [B]. A batch may run on into the next epoch."""

@@ -223,7 +223,7 @@ class Experiment:
         usable = pools.select(trainable(pools, negatives))
         seed = self.seed_of(name)
         a, b = simans
-        sampler = ListSampler(usable, negatives, seed=seed, method=sampling, a=a, b=b)
+        sampler = ListSampler(usable, negatives, seed=seed, method=sampling, a=a, b=b, visit=self.config.visit)
         scorer = Scorer(
             self._team, self.feed, step.trains,
             precision=self.precision, gradient_cache=self.config.gradient_cache,

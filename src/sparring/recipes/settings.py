@@ -65,6 +65,9 @@ class RunConfig:
     focus_missed: float = 0.02
     """focused: largest share of list entries that stale embeddings may hide; a refresh whose estimate may lie above it
     (upper end of the 95 % interval) encodes all. 1 sets no bound."""
+    visit: Literal["list", "query"] = "list"
+    """What an epoch of training visits once. list: every list head (a query with three positives three times); query:
+    every query, its heads taking turns, so that more labels or corrections of a query take no updates from others."""
     answer_filter: bool = False
     """Drop candidates that contain an answer string of the query (data sets with answers)."""
     search_depth: int = 100
@@ -111,6 +114,7 @@ class RunConfig:
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("similarity", self.similarity, ("auto", "dot", "cosine"))
         one_of("pooling", self.pooling, ("mean", "cls"))
+        one_of("visit", self.visit, ("list", "query"))
         one_of("index", self.index, ("exact", "hnsw", "ivf"))
         one_of("reencode", self.reencode, ("all", "focused"))
         if self.reencode == "focused" and self.index != "exact":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -133,6 +134,29 @@ def test_an_epoch_visits_every_trainable_list_once_in_a_new_order() -> None:
     epochs = visits.reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+def test_by_query_every_query_has_the_same_share_and_its_heads_take_turns() -> None:
+    pools = make([3] * 7 + [1])  # queries 0, 0, 1, 1, 2, 2, 3 and one list too short
+    heads = np.array([0, 0, 0, 1, 1, 2, 3, 3])
+    pools = dataclasses.replace(pools, queries=heads)
+    sampler = ListSampler(pools, 2, seed=3, visit="query")
+    assert (len(sampler), sampler.short) == (4, 1)
+    epochs = np.concatenate([sampler.list_rows(step, 6) for step in range(8)]).reshape(12, 4)
+    assert all(sorted(heads[epoch].tolist()) == [0, 1, 2, 3] for epoch in epochs)
+    visits = np.bincount(epochs.reshape(-1), minlength=8)
+    assert visits.tolist() == [4, 4, 4, 6, 6, 12, 12, 0], "12 visits a query, shared evenly by its heads"
+    assert len({tuple(heads[epoch]) for epoch in epochs}) > 6, "queries come in a new order"
+    orders = {tuple(ListSampler(pools, 2, seed=s, visit="query")._visited(0)[:1]) for s in range(20)}
+    assert len(orders) == 3, "which head is first depends on the seed"
+
+
+def test_with_one_head_a_query_both_ways_of_visiting_are_one() -> None:
+    pools = dataclasses.replace(make([4] * 9), queries=np.arange(9))
+    one, other = (ListSampler(pools, 2, seed=8, visit=visit) for visit in ("list", "query"))
+    for step in range(9):
+        for a, b in zip(one.batch(step, 4), other.batch(step, 4), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_batch_larger_than_an_epoch() -> None:
