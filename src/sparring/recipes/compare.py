@@ -23,7 +23,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
-from sparring.distributed import processes
+from sparring.distributed import choose_device, choose_precision, processes
 from sparring.files import damaged, digests, explained, read_sealed, sha256, write_json, write_sealed, write_text
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
 from sparring.models.memory import enough_memory
@@ -194,11 +194,15 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
     verdicts = read_corrections(materials.corrections, materials.dataset).fingerprint()
     models = fingerprints(plan, materials)
     shared = {"data": materials.dataset.fingerprint, "corrections": verdicts, **named, "trials": plan.trials}
-    shared |= {"models": models, "versions": code()}
+    device = choose_device().value
+    precision = choose_precision(plan.run.precision, device).value
+    shared |= {"models": models, "versions": code(), "device": device, "precision": precision}
     shared = json.loads(json.dumps({**shared, "run": run, "warmup": asdict(plan.warmup)}))
     file = folder / "shared.json"
     if file.is_file():
         found = read_sealed(file, "the settings of a comparison", fix="choose another --out")
+        found = {**{key: shared[key] for key in ("device", "precision")}, **found}  # earlier ones do not say these
+        found["versions"] = {**shared["versions"], **found["versions"]}  # nor all of these
         if found != shared:
             raise InputError(
                 "this folder holds a comparison with other data, models or shared settings", where=str(file),
