@@ -50,7 +50,7 @@ from sparring.recipes.train import (
 )
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import LOCK, Lock
+from sparring.rundir import LOCK, Lock, unfinished
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -260,7 +260,7 @@ class Seed:
         done = shared / "baselines.npz"
         if not done.exists():
             self._require_none_made()
-        if shared.exists() and not done.exists():
+        if shared.exists() and not done.exists() and not unfinished(shared):
             logger.warning("%s: the warm start was not finished: it is made again", shared)
             shutil.rmtree(shared)
         objects = {"run": self.run, "warmup": self.plan.warmup}
@@ -270,12 +270,16 @@ class Seed:
             corrections=m.corrections, cache=m.cache, command=m.command, again=again,
         )  # fmt: skip
         if again:
+            for name in _PASSING:  # of a process that was killed right after `baselines.npz`
+                remove(shared / name)
             return x, read_warm(x, shared)
-        baselines = prepare(x, self.plan.warmup)
-        shutil.rmtree(shared / "index", ignore_errors=True)
-        save_warm(x, shared, baselines)
-        x.journal.forget()
-        x.let_go()
+        try:
+            baselines = prepare(x, self.plan.warmup)
+            shutil.rmtree(shared / "index", ignore_errors=True)
+            save_warm(x, shared, baselines)
+            x.journal.forget()
+        finally:
+            x.let_go()
         (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held
         return x, baselines
 
@@ -342,6 +346,14 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
 
 _PASSING = (LOCK, "journal.jsonl", "journal", "checkpoint", "index")
 """What a warm start's folder holds only until it is whole."""
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def named_files(folder: Path, without: Sequence[str]) -> list[str]:
