@@ -111,7 +111,7 @@ def test_a_run_that_keeps_nothing_is_not_said_to_go_on(command: list[object], fo
 
 
 def test_after_its_end_a_run_is_said_to_be_complete(command: list[object], folder: Path) -> None:
-    result = stopped(command, train_module.shutil, "rmtree", 6)
+    result = stopped(command, Experiment, "let_go")
     assert "is complete" in result.stderr
     assert not (folder / "run" / "journal.jsonl").exists()
     assert (folder / "run" / "report.html").is_file()
@@ -126,9 +126,7 @@ def test_a_comparison_goes_on(command: list[object], folder: Path) -> None:
     assert (folder / "run" / "seed-0" / "separate" / "arm.npz").stat().st_mtime_ns == done
 
 
-def test_encode_goes_on_with_whole_shards(
-    folder: Path, tiny_st: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encode_goes_on_with_whole_shards(folder: Path, tiny_st: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standalone, "encode", partial(encode_module.encode, shard=16))
     encode = ["encode", folder / "toy", "--retriever", tiny_st, "--out"]
     assert call("-q", *encode, folder / "whole.npy").exit_code == 0
@@ -155,8 +153,7 @@ def test_what_cannot_go_on_only_says_that_it_stopped(folder: Path, tiny_st: Path
     assert not list(folder.glob("*mined*"))
 
 
-def test_embeddings_read_back(folder: Path, tiny_st: Path) -> None:
-    """The lock of a killed process does not hold."""
+def test_the_lock_of_a_killed_encode_does_not_hold(folder: Path, tiny_st: Path) -> None:
     (folder / ".p.npy.lock").touch()
     assert call("-q", "encode", folder / "toy", "--retriever", tiny_st, "--out", folder / "p.npy").exit_code == 0
     assert np.load(folder / "p.npy").shape == (64, 32)

@@ -456,11 +456,11 @@ def _update(
         for name in step.trains:
             if scorer.gradient_cache:
                 _average_gradients(team[name].model)
-        norms = {name: _clip(team[name]) for name in step.trains}
-        if not all(map(math.isfinite, norms.values())):  # of all processes together: each of them raises
-            raise _bad_gradient(step, micro_batches, logged, norms, names)
+        norms = {name: _gradient_norm(team[name]) for name in step.trains}
+        if not all(math.isfinite(norm) for norm in norms.values()):  # of all processes together: each of them raises
+            raise _bad_gradient(step, micro_batches, logged, {k: float(v) for k, v in norms.items()}, names)
         for name in step.trains:
-            _advance(team[name])
+            _advance(team[name], norms[name])
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -471,12 +471,15 @@ def _update(
     return sum_over_processes(logged, output.total.device)
 
 
-def _clip(trainee: Trainee) -> float:
-    """Scale the gradient down to the largest norm it may have.  -> its norm before"""
-    return float(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip or math.inf))
+def _gradient_norm(trainee: Trainee) -> Tensor:
+    """Of all the model's gradients together, not yet clipped."""
+    return torch.nn.utils.get_total_norm([p.grad for p in trainee.model.parameters() if p.grad is not None])
 
 
-def _advance(trainee: Trainee) -> None:
+def _advance(trainee: Trainee, norm: Tensor) -> None:
+    """Clip the gradient, whose norm is given, and make the update."""
+    if trainee.clip:
+        torch.nn.utils.clip_grads_with_norm_(trainee.model.parameters(), trainee.clip, norm)
     trainee.optimizer.step()
     trainee.scheduler.step()
     trainee.optimizer.zero_grad(set_to_none=True)
