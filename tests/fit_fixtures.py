@@ -104,7 +104,7 @@ def gradient_of(
     """The gradient of one whole batch and what was logged, through the loop's own update without the optimiser's."""
     kept: dict[str, Tensor] = {}
 
-    def keep(trainee: Trainee) -> None:
+    def keep(trainee: Trainee, _: Tensor) -> None:
         found = {name: p.grad.clone() for name, p in trainee.model.named_parameters() if p.grad is not None}
         kept.update({f"{type(trainee.model).__name__} {name}": value for name, value in found.items()})
         trainee.optimizer.zero_grad()

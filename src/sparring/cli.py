@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Results go to standard output, narration to standard error.
 
-Exit codes: 0 done; 1 `check` found errors in the data; 2 something given cannot be used (one message, no traceback).
+Exit codes: 0 done; 1 `check` found errors in the data; 2 something given cannot be used (one message, no traceback);
+130 stopped by Ctrl-C.
 torch is imported by the commands that need it, so that `sparring --help` answers at once.
 """
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sparring.files import explained
+from sparring.files import explained, glob_escape
 from sparring.phases.denoise import DEFAULTS
 from sparring.recipes.settings import DEFAULT_ARMS
 from sparring.types import InputError
@@ -32,7 +33,7 @@ RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "duet", "separate", "frozen-teach
 
 
 class Commands(click.Group):
-    """Turns our own errors, and what a disk refuses, into one message and exit code 2."""
+    """Turns our own errors, and what a disk refuses, into one message and exit code 2; Ctrl-C into exit code 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an `InputError` becomes its text on standard error."""
@@ -42,6 +43,9 @@ class Commands(click.Group):
         except InputError as error:
             click.echo(f"sparring: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nStopped.", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -202,8 +206,8 @@ def train(
     resolved = resolve_config(recipe, config, settings)
     if not unfinished(out):
         require_unused(out)
-    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
-    with _stoppable(_command()):
+    with _stoppable(_command(), out):
+        dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
         result = run(
             dataset, retriever, ranker,
             out=out, recipe=recipe, config=config, assignments=settings, corrections=corrections, command=_command(),
@@ -260,13 +264,27 @@ def _settings(
 
 
 @contextmanager
-def _stoppable(command: str) -> Iterator[None]:
-    """Say how a run that was interrupted goes on."""
+def _stoppable(command: str, out: Path) -> Iterator[None]:
+    """Say how a run or a comparison that was interrupted goes on, or why it cannot."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nStopped; all that is finished is kept. This goes on from there:\n  {command}", err=True)
+        click.echo(f"\n{_after_stop(out)}\n  {command}", err=True)
         sys.exit(130)
+
+
+def _after_stop(out: Path) -> str:
+    """What became of the work in a folder; the command follows."""
+    from sparring.rundir import is_unused, unfinished
+
+    shards = any(out.parent.glob(f".{glob_escape(out.name)}.*.parts"))  # of `encode`
+    if unfinished(out) or (out / "shared.json").is_file() or shards:
+        return "Stopped; all that is finished is kept. This goes on from there:"
+    if is_unused(out):
+        return "Stopped before anything was kept. This begins again:"
+    if (out / "report.html").is_file():
+        return f"Stopped after its end: {out} is complete. This made it:"
+    return f"Stopped, and nothing was kept to go on from (run.checkpoints). Remove {out}, then this begins again:"
 
 
 def _show_run(path: Path) -> None:
@@ -323,8 +341,8 @@ def compare(
     settings += ["run.trust_remote_code=true"] if trust_remote_code else []
     settings += ["run.titles=false"] if no_titles else []
     resolved = resolve_config(parse_arms(recipes)[0].recipe, config, settings)
-    dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
-    with _stoppable(_command()):
+    with _stoppable(_command(), out):
+        dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
         result = run(
             dataset, retriever, ranker, out=out, recipes=recipes, seeds=seeds, budget=budget, trials=trials,
             baseline=baseline, config=config, assignments=settings, corrections=corrections, command=_command(),
@@ -477,12 +495,13 @@ def encode(
     """Embed all passages (or queries); continues where an interrupted call stopped. Ids go to OUT.ids.txt."""
     from sparring.recipes.standalone import encode_to
 
-    dataset = _load(data, corpus, queries, qrels, no_titles)
-    count, dim = encode_to(
-        dataset, retriever, kind, out,
-        batch_tokens=batch_tokens, precision=precision, pooling=pooling, max_length=max_length,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with _stoppable(_command(), out):
+        dataset = _load(data, corpus, queries, qrels, no_titles)
+        count, dim = encode_to(
+            dataset, retriever, kind, out,
+            batch_tokens=batch_tokens, precision=precision, pooling=pooling, max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     click.echo(f"{out}: {count} {'passages' if kind == 'passage' else 'queries'} x {dim}")
 
 
@@ -628,7 +647,8 @@ def demo(recipe: str, out: Path | None, assignments: tuple[str, ...], cache: Pat
     folder = out or next(p for p in (Path("runs") / f"demo-{n}" for n in range(1, 10_000)) if not p.exists())
     settings = [word for pair in assignments for word in ("--set", pair)]
     place = ["--cache", str(cache)] if cache is not None else []
-    with _stoppable(shlex.join(["sparring", "demo", "--recipe", recipe, *settings, *place, "--out", str(folder)])):
+    again = shlex.join(["sparring", "demo", "--recipe", recipe, *settings, *place, "--out", str(folder)])
+    with _stoppable(again, folder):
         result = run_demo(recipe, folder, assignments, cache=cache, command=_command())
     click.echo((result.path / "summary.md").read_text(encoding="utf-8"))
     click.echo(ask(result, cache=cache))

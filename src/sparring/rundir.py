@@ -107,33 +107,44 @@ class Stop:
 
 
 class Lock:
-    """A run folder held for this process, until `close` or the end of the object.
+    """A run folder, or one file in a folder, held for this process, until `close` or the end of the object.
+
+    Args:
+        folder: what is held.
+        file: name of a file in it that alone is held; "" is the whole folder.
 
     Raises: InputError when another process holds it. Nothing is held where the system has no such locks (Windows).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str = "") -> None:
         self._descriptor = -1
+        self._path = folder / (f".{file}.lock" if file else LOCK)
         try:
             import fcntl
         except ImportError:
             return
-        with files.explained(folder / LOCK):
-            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        with files.explained(self._path):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise InputError(
-                "another process is working on this run folder", where=str(folder), expected="one process a folder",
-                fix="wait for it, or choose another --out",
+                f"another process is {'writing this file' if file else 'working on this run folder'}",
+                where=str(folder / file), expected="one process at a time", fix="wait for it, or choose another --out",
             ) from None  # fmt: skip
         except OSError as error:
             self.close()
             logger.warning("%s: this file system has no locks (%s): nothing is held", folder, error)
 
+    def remove(self) -> None:
+        """Give it free and remove the file by which it was held."""
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+        self.close()
+
     def close(self) -> None:
-        """Give the folder free."""
+        """Give it free."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -166,9 +177,16 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
+def is_unused(folder: Path) -> bool:
+    """Whether nothing lies at a path yet but what a run leaves that was stopped at its very first moment."""
+    if folder.is_dir():
+        return all(path.name in _EMPTY for path in folder.iterdir())
+    return not folder.is_file()
+
+
 def require_unused(folder: Path) -> None:
     """Refuse a path where something lies already."""
-    if folder.is_file() or (folder.is_dir() and any(path.name not in _EMPTY for path in folder.iterdir())):
+    if not is_unused(folder):
         raise InputError(
             "the output folder is already used",
             where=str(folder),

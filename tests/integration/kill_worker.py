@@ -1,8 +1,9 @@
 """Runs that are killed and go on, each in a forked child of this process, which has everything imported.
 
-``python kill_worker.py JOB.json``. The job: arguments of `train`, the folder for runs, and trials: a name, delays in
-seconds after which a child is killed, or points in the code at which it kills itself. Every trial goes on until its run
-is finished; a JSON line for each says how often it was killed.
+``python kill_worker.py JOB.json``. The job: what is done (`train`, `compare`, or `encode` in shards of 8) with which
+arguments, the folder for runs, and trials: a name, delays in seconds after which a child is killed, or points in the
+code at which it kills itself. Every trial goes on until its run is finished; a JSON line for each says how often it was
+killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,17 @@ import torch
 import sparring.log
 import sparring.phases.checkpoint
 import sparring.phases.encode
+import sparring.phases.index
+import sparring.recipes.compare
 import sparring.recipes.experiment
 import sparring.recipes.journal
+import sparring.recipes.standalone
 import sparring.recipes.store
 import sparring.recipes.train
+from sparring.data import load
 from sparring.phases.export import export as real_export
+from sparring.recipes.compare import compare
+from sparring.recipes.standalone import encode_to
 from sparring.recipes.train import train
 
 
@@ -77,6 +85,10 @@ def plant(point: str, number: int) -> None:
         module = sparring.phases.encode
         real_save = module._save
         module._save = on_call(number, half_shard(real_save), real_save)
+    elif point == "assembled":
+        module = sparring.phases.encode
+        real_note = module.write_sealed
+        module.write_sealed = on_call(number, lambda *a, **k: (real_note(*a, **k), die()), real_note)
     elif point == "journal line":
         real_fsync = os.fsync
         calls = iter(range(10**9))
@@ -105,8 +117,19 @@ def save_weights(retriever: Any, ranker: Any, folder: Path, **_: Any) -> None:
         torch.save(model.state_dict(), folder / name / "weights.pt")
 
 
+def encode_shards(data: str, cache: str, retriever: str, out: str) -> None:
+    """`sparring encode`, eight passages a shard."""
+    os.environ["SPARRING_CACHE"] = cache
+    at: Any = sparring.recipes.standalone
+    at.encode = partial(sparring.phases.encode.encode, shard=8)
+    encode_to(load(data, cache=cache), retriever, "passage", Path(out))
+
+
+DOES: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "encode": encode_shards}
+
+
 def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
-    """A child that runs ``train``; its process id."""
+    """A child that does what the job says; its process id."""
     child = os.fork()
     if child:
         return child
@@ -114,12 +137,13 @@ def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
     try:
         torch.set_num_threads(1)
         if not job.get("exports"):  # the page is made of the folder alone, in seconds
-            at: Any = sparring.recipes.train
-            at.write_report = lambda _: None
-            at.export = save_weights
+            for module in (sparring.recipes.train, sparring.recipes.compare):
+                at: Any = module
+                at.write_report = lambda _: None
+                at.export = save_weights
         if point:
             plant(*point)
-        train(**job["arguments"], out=out)
+        DOES[job.get("does", "train")](**job["arguments"], out=out)
         code = 0
     finally:
         os._exit(code)
@@ -142,6 +166,7 @@ def main(path: str) -> None:
     """All trials, one after the other."""
     job = json.loads(Path(path).read_text())
     whole = 0.0
+    sparring.phases.index._faiss()  # imported, and its kernels tried, once for all children
     if job["whole"]:
         start = time.monotonic()
         code = ended(fork(job, f"{job['runs']}/whole", None), None)

@@ -23,9 +23,10 @@ from sparring.recipes import compare as compare_module
 from sparring.recipes import train as train_module
 from sparring.recipes.compare import compare
 from sparring.recipes.experiment import Progressed
-from sparring.recipes.standalone import encode_to, index_to, search_to
+from sparring.recipes.standalone import encode_to, export_to, index_to, search_to
 from sparring.recipes.store import load_rows
 from sparring.recipes.train import train
+from sparring.rundir import Lock
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow
@@ -139,9 +140,38 @@ def test_a_run_of_other_code_is_not_continued(
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     real = train_module.code()
-    monkeypatch.setattr(train_module, "code", lambda: {**real, "torch": "0.0"})
-    with pytest.raises(InputError, match=r"versions\.torch"):
-        train(**start, recipe="ar2", assignments=SETTINGS, out=out)
+    for name in ("sparring", "torch", "tokenizers", "numpy", "faiss-cpu", "bm25s", "accelerate"):
+        monkeypatch.setattr(train_module, "code", lambda name=name: {**real, name: real[name] + ".1"})
+        with pytest.raises(InputError, match=rf"versions\.{name}"):
+            train(**start, recipe="ar2", assignments=SETTINGS, out=out)
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(
+    stopped: Path, start: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    with caplog.at_level("WARNING", "sparring"):
+        train(**start, recipe="ar2", assignments=[*SETTINGS, "run.threads=2"], out=out)
+    (told,) = [record.message for record in caplog.records if "other pieces" in record.message]
+    assert "config.run.threads: there 1, here 2; threads: there 1, here 2" in told
+    assert (out / "results.json").is_file()
+
+
+def test_a_second_encode_of_the_same_file_is_refused(plain: Path, start: dict[str, Any], tmp_path: Path) -> None:
+    """The first one would remove the shards under it."""
+    from sparring.data import load
+
+    out, held = tmp_path / "p.npy", Lock(tmp_path, "p.npy")
+    data = load(start["data"], cache=start["cache"])
+    with pytest.raises(InputError, match="another process is writing this file"):
+        encode_to(data, start["retriever"], "passage", out)
+    with pytest.raises(InputError, match="another process is writing this file"):
+        export_to(start["retriever"], start["ranker"], out)
+    held.close()
+    encode_to(data, start["retriever"], "passage", out)
+    assert out.read_bytes() == (plain / "passage.npy").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"p.npy", "p.npy.json", "p.npy.ids.txt"}
 
 
 # --- a comparison -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from test_train import CONFIG
 
+from sparring.distributed import Choice
 from sparring.phases.fit import NotFinite
 from sparring.recipes import compare as module
 from sparring.recipes import competition, experiment, train
@@ -222,10 +223,13 @@ def test_a_comparison_goes_on_where_it_stopped(
 
 
 @pytest.mark.usefixtures("unshipped")
-def test_an_unfinished_warm_start_is_made_again(
+def test_an_unfinished_warm_start_goes_on(
     whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, real = tmp_path / "cut", module.prepare
+    trained: list[str] = []
+    real_fit = experiment.fit
+    monkeypatch.setattr(experiment, "fit", lambda *a, **k: (trained.append(k["label"]), real_fit(*a, **k))[1])
 
     def cut_off(x: Any, config: Any) -> Any:
         real(x, config)
@@ -235,8 +239,32 @@ def test_an_unfinished_warm_start_is_made_again(
     with pytest.raises(Stop):
         compare(**start, out=out)
     monkeypatch.setattr(module, "prepare", real)
+    assert trained == ["warm-retriever", "warm-ranker"]
     compare(**start, out=out)
     assert_same(out, whole[0])
+    assert trained.count("warm-retriever") == 2, "once for each seed"
+    assert {p.name for p in (out / "seed-0" / "shared").iterdir()} == {
+        p.name for p in (whole[0] / "seed-0" / "shared").iterdir()
+    }
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_a_process_killed_right_after_the_warm_start_leaves_nothing_of_it(
+    whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path
+) -> None:
+    """What is there while a warm start is made is cleared away by the process that takes it up."""
+    out = tmp_path / "cut"
+    shutil.copytree(whole[0], out)
+    shared = out / "seed-1" / "shared"
+    for name in ("journal", "checkpoint", "index"):
+        (shared / name).mkdir()
+        (shared / name / "large").write_text("x")
+    for name in ("journal.jsonl", ".lock"):
+        (shared / name).touch()
+    shutil.rmtree(out / "seed-1" / "ar2")
+    compare(**start, out=out)
+    assert_same(out, whole[0])
+    assert {p.name for p in shared.iterdir()} == {p.name for p in (whole[0] / "seed-1" / "shared").iterdir()}
 
 
 @pytest.mark.usefixtures("unshipped")
@@ -263,6 +291,13 @@ def test_other_settings_are_refused_by_name(
         with pytest.raises(InputError) as error:
             compare(**{**start, **changed}, out=out)
         assert named in str(error.value)
+    for name, value, key in (("choose_device", "cuda", "device"), ("choose_precision", "bf16", "precision")):
+        with pytest.MonkeyPatch.context() as patch:  # another machine, on which "auto" means something else
+            patch.setattr(module, name, lambda *_, value=value: Choice("", value, ""))
+            with pytest.raises(InputError) as error:
+                compare(**start, out=out)
+            assert f"{key}: there " in str(error.value)
+            assert f"here {value!r}" in str(error.value)
     damaged = out / "seed-0" / "ar2" / "arm.npz"
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.raises(InputError, match="cannot be read"):

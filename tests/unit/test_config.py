@@ -137,7 +137,8 @@ def test_all_problems_are_named_at_once_with_suggestions() -> None:
     ("key", "value"),
     [
         ("steps", 1.5), ("steps", True), ("steps", "3"), ("rate", True), ("rate", None), ("on", 0), ("on", "true"),
-        ("name", 3), ("words", "a"), ("words", [1]), ("kind", 1), ("maybe", 0),
+        ("name", 3), ("words", "a"), ("words", [1]), ("kind", 1), ("maybe", 0), ("steps", 2**63), ("steps", -(2**64)),
+        ("rate", float("nan")), ("rate", float("inf")), ("rate", float("-inf")), ("rate", 10**400),
     ],
 )  # fmt: skip
 def test_a_wrong_type_is_refused(key: str, value: Any) -> None:

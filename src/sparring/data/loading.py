@@ -70,7 +70,7 @@ def load(
     Args:
         source: the folder or file; may be left out when ``corpus``, ``queries`` and ``qrels`` are named.
         cache: where converted tables are kept, :func:`default_cache` by default. A second load of unchanged files
-            (path, size, modification time) only maps them.
+            (path, size, times of modification and of change) only maps them.
         corpus, queries, qrels: files to use in place of those found; ``qrels`` as {split: file}.
         titles: False ignores the passages' titles.
         strict: False loads what can be looked at but not trained on: duplicate ids, labels that point nowhere.
@@ -105,7 +105,7 @@ def _key(layout: Layout) -> str:
     facts = []
     for path in layout.files:
         stat = path.stat()
-        facts.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+        facts.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
     roles = [len(layout.corpus), [s for s, _ in layout.queries], list(layout.qrels), list(layout.dpr), layout.titles]
     key = json.dumps([__version__, CONVERSION, FORMAT, facts, roles])
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

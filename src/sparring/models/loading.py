@@ -16,7 +16,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from sparring.models.folder import read_json, require_as_exported, require_harmless
-from sparring.models.weights import check_weights, initialise
+from sparring.models.weights import check_weights, initialise, require_finite
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -79,6 +79,7 @@ def load_sentence_transformer(folder: Path, *, pooling: str, trust_remote_code: 
     for module, place in transformer_folders(model, folder):
         with _loading(place):
             check_weights(module, place, new_head=False, trust_remote_code=trust_remote_code)
+    require_finite(model, folder)
     return model
 
 
@@ -105,6 +106,7 @@ def load_cross_encoder(folder: Path, *, trust_remote_code: bool, seed: int) -> t
         with _loading(module_folder):
             new = check_weights(module, module_folder, new_head=not has_head, trust_remote_code=trust_remote_code)
         initialise(module, new, seed)
+    require_finite(model, folder)
     if new:
         logger.warning("%s has no head for scores: a new one is drawn with seed %d (%s)", folder, seed, ", ".join(new))
         model.activation_fn = nn.Identity()

@@ -64,6 +64,16 @@ def check_weights(module: Transformer, folder: Path, *, new_head: bool, trust_re
     return sorted(new)
 
 
+def require_finite(model: nn.Module, folder: Path) -> None:
+    """InputError that names a weight of ``folder`` with NaN or infinity in it: every score would be none."""
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError(
+                "The model has weights that are no numbers.", where=str(folder), expected="finite weights",
+                got=f"NaN or infinity in {name}", fix="its training diverged, or its file is damaged: take another one",
+            )  # fmt: skip
+
+
 def keep_layers(model: SentenceTransformer | CrossEncoder, layers: int) -> None:
     """Keep the first ``layers`` encoder layers of every Transformer in ``model``, in place; 0 keeps all.
 

@@ -60,7 +60,7 @@ def encode(
         float32 [N, d]; memory-mapped when ``out`` is given.
 
     Raises:
-        InputError: ``out`` already holds other embeddings.
+        InputError: ``out`` already holds other embeddings, or an embedding is not finite.
     """
     starts = range(0, len(store), shard)
     budget = Budget(token_budget, f"encoding {kind}s")
@@ -106,7 +106,14 @@ def _shard(
         joined: np.ndarray = torch.cat(vectors).cpu().numpy()
         return joined[batches.restore.numpy()]
 
-    return budget.run(embedded)
+    found = budget.run(embedded)
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(bad):
+        raise InputError(
+            "an embedding contains NaN or infinity", where=f"{kind} row {start + int(bad[0])}",
+            got=f"{len(bad)} of {len(found)} rows", fix="try fp32; if all rows are so, the model's weights are broken",
+        )  # fmt: skip
+    return found
 
 
 def _manifest(

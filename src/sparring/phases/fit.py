@@ -7,6 +7,7 @@ the phase, so that a later round goes on where the last one stopped (AR2 section
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -455,7 +456,11 @@ def _update(
         for name in step.trains:
             if scorer.gradient_cache:
                 _average_gradients(team[name].model)
-            _advance(team[name])
+        norms = {name: _gradient_norm(team[name]) for name in step.trains}
+        if not all(math.isfinite(norm) for norm in norms.values()):  # of all processes together: each of them raises
+            raise _bad_gradient(step, micro_batches, logged, {k: float(v) for k, v in norms.items()}, names)
+        for name in step.trains:
+            _advance(team[name], norms[name])
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -466,9 +471,15 @@ def _update(
     return sum_over_processes(logged, output.total.device)
 
 
-def _advance(trainee: Trainee) -> None:
+def _gradient_norm(trainee: Trainee) -> Tensor:
+    """Of all the model's gradients together, not yet clipped."""
+    return torch.nn.utils.get_total_norm([p.grad for p in trainee.model.parameters() if p.grad is not None])
+
+
+def _advance(trainee: Trainee, norm: Tensor) -> None:
+    """Clip the gradient, whose norm is given, and make the update."""
     if trainee.clip:
-        torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip)
+        torch.nn.utils.clip_grads_with_norm_(trainee.model.parameters(), trainee.clip, norm)
     trainee.optimizer.step()
     trainee.scheduler.step()
     trainee.optimizer.zero_grad(set_to_none=True)
@@ -492,7 +503,7 @@ def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
 
 
 class NotFinite(InputError):
-    """A loss that is no number: the training diverged, or a text broke it.
+    """A loss or a gradient that is no number: the training diverged, or a text broke it.
 
     ``batch``: what it was computed from: the step's name, the update's number, the loss and its terms, and this
     process's query rows [b] and passage rows [b, 1 + n] of the micro-batch.
@@ -513,4 +524,22 @@ def _not_finite(step: Step, output: StepOutput, batch: ListBatch, queries: list[
     )
     error.batch = {"step": step.name, "loss": float(output.total.detach()), "terms": values}
     error.batch |= {"queries": batch.queries, "passages": batch.passages}
+    return error
+
+
+def _bad_gradient(
+    step: Step, micro_batches: Sequence[ListBatch], terms: Mapping[str, float], norms: Mapping[Name, float],
+    names: Callable[[np.ndarray], list[str]],
+) -> NotFinite:  # fmt: skip
+    """Of a finite loss; the optimiser would turn every weight into NaN, and the next batch would be blamed."""
+    queries = np.concatenate([batch.queries for batch in micro_batches])
+    error = NotFinite(
+        "the gradient is not finite",
+        where=f"step {step.name!r}, queries {', '.join(names(queries))}",
+        expected="a finite norm",
+        got=", ".join(f"{norm} ({name})" for name, norm in norms.items()),
+        fix="lower the learning rate, use precision=fp32, or look at these queries' texts with `sparring check`",
+    )
+    error.batch = {"step": step.name, "norms": dict(norms), "terms": dict(terms), "queries": queries}
+    error.batch["passages"] = np.concatenate([batch.passages for batch in micro_batches])
     return error

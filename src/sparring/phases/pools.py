@@ -143,7 +143,7 @@ def draw(
     EMNLP 2022; drawn by Gumbel top-n).
 
     Raises:
-        InputError: a pool with fewer than n candidates, an unknown method, or SimANS without a score of the head.
+        InputError: a pool with fewer than n candidates, an unknown method, or SimANS without finite scores.
     """
     list_rows = np.asarray(list_rows, dtype=np.int64)
     _check_draw(pools, list_rows, n, method)
@@ -179,6 +179,12 @@ def _draw(
         if method == "simans":
             gap = pools.scores[flat].astype(np.float64) - pools.head_scores[rows].astype(np.float64)[:, None] - b
             keys -= a * gap * gap
+            if not np.isfinite(keys[inside]).all():  # -inf is what marks a place outside of a pool
+                raise InputError(
+                    "SimANS needs finite scores and settings", where="scores, simans_a, simans_b",
+                    expected="finite numbers, not too large", got=f"a = {a:g}, b = {b:g}",
+                    fix="look for inf in the run's scores, or draw uniformly",
+                )  # fmt: skip
         keys[~inside] = -np.inf
         chosen = np.argpartition(-keys, n - 1, axis=1)[:, :n]
         chosen = np.take_along_axis(chosen, np.argsort(-np.take_along_axis(keys, chosen, 1), axis=1, kind="stable"), 1)

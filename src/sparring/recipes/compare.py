@@ -23,7 +23,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
-from sparring.distributed import processes
+from sparring.distributed import choose_device, choose_precision, processes
 from sparring.files import damaged, digests, explained, read_sealed, sha256, write_json, write_sealed, write_text
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
 from sparring.models.memory import enough_memory
@@ -50,7 +50,7 @@ from sparring.recipes.train import (
 )
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import LOCK, Lock
+from sparring.rundir import LOCK, Lock, unfinished
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -194,11 +194,15 @@ def claim(folder: Path, plan: Plan, materials: Materials) -> Lock:
     verdicts = read_corrections(materials.corrections, materials.dataset).fingerprint()
     models = fingerprints(plan, materials)
     shared = {"data": materials.dataset.fingerprint, "corrections": verdicts, **named, "trials": plan.trials}
-    shared |= {"models": models, "versions": code()}
+    device = choose_device().value
+    precision = choose_precision(plan.run.precision, device).value
+    shared |= {"models": models, "versions": code(), "device": device, "precision": precision}
     shared = json.loads(json.dumps({**shared, "run": run, "warmup": asdict(plan.warmup)}))
     file = folder / "shared.json"
     if file.is_file():
         found = read_sealed(file, "the settings of a comparison", fix="choose another --out")
+        found = {**{key: shared[key] for key in ("device", "precision")}, **found}  # earlier ones do not say these
+        found["versions"] = {**shared["versions"], **found["versions"]}  # nor all of these
         if found != shared:
             raise InputError(
                 "this folder holds a comparison with other data, models or shared settings", where=str(file),
@@ -256,7 +260,7 @@ class Seed:
         done = shared / "baselines.npz"
         if not done.exists():
             self._require_none_made()
-        if shared.exists() and not done.exists():
+        if shared.exists() and not done.exists() and not unfinished(shared):
             logger.warning("%s: the warm start was not finished: it is made again", shared)
             shutil.rmtree(shared)
         objects = {"run": self.run, "warmup": self.plan.warmup}
@@ -266,12 +270,16 @@ class Seed:
             corrections=m.corrections, cache=m.cache, command=m.command, again=again,
         )  # fmt: skip
         if again:
+            for name in _PASSING:  # of a process that was killed right after `baselines.npz`
+                remove(shared / name)
             return x, read_warm(x, shared)
-        baselines = prepare(x, self.plan.warmup)
-        shutil.rmtree(shared / "index", ignore_errors=True)
-        save_warm(x, shared, baselines)
-        x.journal.forget()
-        x.let_go()
+        try:
+            baselines = prepare(x, self.plan.warmup)
+            shutil.rmtree(shared / "index", ignore_errors=True)
+            save_warm(x, shared, baselines)
+            x.journal.forget()
+        finally:
+            x.let_go()
         (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held
         return x, baselines
 
@@ -338,6 +346,14 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
 
 _PASSING = (LOCK, "journal.jsonl", "journal", "checkpoint", "index")
 """What a warm start's folder holds only until it is whole."""
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def named_files(folder: Path, without: Sequence[str]) -> list[str]:

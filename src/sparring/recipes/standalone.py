@@ -41,7 +41,7 @@ from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.phases.rerank import rerank, score_pairs
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.experiment import choose_split
-from sparring.rundir import RunDir, make_folder, require_unused
+from sparring.rundir import Lock, RunDir, make_folder, require_unused
 from sparring.types import InputError, Run
 
 logger = logging.getLogger("sparring")
@@ -62,6 +62,17 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """An output that is written in parts or as a folder, held for this process; InputError when another one has it."""
+    _make_parent(out)
+    held = Lock(out.parent, out.name)
+    try:
+        yield
+    finally:
+        held.remove()
 
 
 def _make_parent(path: Path) -> None:
@@ -103,20 +114,20 @@ def encode_to(
     trust_remote_code: bool = False,
 ) -> tuple[int, int]:
     """Embeddings into a .npy file, ids in the same order into OUT.ids.txt.  -> (rows, d)"""
-    texts = dataset.corpus if kind == "passage" else dataset.queries
-    ids = _ids_file(out)
-    lines = "".join(f"{texts.id(row)}\n" for row in range(len(texts))).encode()
-    if ids.exists() and ids.read_bytes() != lines:
-        raise InputError("the output already exists, with other ids", where=str(ids), fix="choose another --out")
-    _make_parent(out)
-    model = load_retriever(retriever, pooling=pooling, max_length=max_length, trust_remote_code=trust_remote_code)
-    model.to(choose_device().value)
-    store = model.tokenize(texts, kind, default_cache() / "tokens")
-    tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
-    vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
-    if not ids.exists():
-        with new_file(ids) as partial:
-            partial.write_bytes(lines)
+    with alone(out):
+        texts = dataset.corpus if kind == "passage" else dataset.queries
+        ids = _ids_file(out)
+        lines = "".join(f"{texts.id(row)}\n" for row in range(len(texts))).encode()
+        if ids.exists() and ids.read_bytes() != lines:
+            raise InputError("the output already exists, with other ids", where=str(ids), fix="choose another --out")
+        model = load_retriever(retriever, pooling=pooling, max_length=max_length, trust_remote_code=trust_remote_code)
+        model.to(choose_device().value)
+        store = model.tokenize(texts, kind, default_cache() / "tokens")
+        tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
+        vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
+        if not ids.exists():
+            with new_file(ids) as partial:
+                partial.write_bytes(lines)
     return len(vectors), vectors.shape[1]
 
 
@@ -387,7 +398,8 @@ def export_to(
         load_retriever(retriever, layers=layers, trust_remote_code=trust_remote_code),
         load_ranker(ranker, layers=layers, trust_remote_code=trust_remote_code),
     )
-    exporting.export(*pair, out, card=card, trust_remote_code=trust_remote_code)
+    with alone(out):
+        exporting.export(*pair, out, card=card, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)

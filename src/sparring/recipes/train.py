@@ -45,7 +45,7 @@ from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL, LOCK, Lock, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.rundir import JOURNAL, LOCK, PACKAGES, Lock, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ logger = logging.getLogger("sparring")
 
 NAMES = ("warmup", *RECIPES)
 
-PIECES = ("train_tokens", "encode_tokens", "gradient_cache", "accumulate")
-"""Settings that only say in which pieces a batch is worked through: a stopped run may go on with others."""
+PIECES = ("train_tokens", "encode_tokens", "gradient_cache", "accumulate", "threads")
+"""What only says in which pieces a batch is worked through, and how sums are split: a stopped run may go on with
+others, and says so."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def set_up(
         journal = Journal(run.path if resumable else None, writes=rank() == 0)
         accelerator.wait_for_everyone()
         place_of_work = {"device": device.value, "precision": precision.value, "processes": processes()}
+        place_of_work |= {"threads": int(threads.value)}
         begin(journal, run, recipe, objects, dataset, corrected, pair, place_of_work)
         if settings.trackers:
             accelerator.init_trackers("sparring", config={"recipe": recipe, "seed": settings.seed})
@@ -295,9 +297,9 @@ def begin(
 
 
 def code() -> dict[str, str]:
-    """Versions of the code that weights depend on."""
+    """Versions of the code that weights, lists and results depend on."""
     known = versions()
-    return {name: known[name] for name in ("sparring", "torch", "transformers", "sentence-transformers", "tokenizers")}
+    return {name: known[name] for name in PACKAGES}
 
 
 def choose_splits(dataset: Dataset, settings: RunConfig) -> tuple[Split, Split]:

@@ -220,6 +220,9 @@ def test_second_load_only_maps(beir: Path, cache: Path, monkeypatch: pytest.Monk
     path = write(beir / "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\t7\t3\n")  # the same size
     os.utime(path, ns=(1, 1))
     assert load(beir, cache=cache).qrels["test"] == {"q1": {"7": 3}}
+    write(path, "query-id\tcorpus-id\tscore\nq1\t7\t2\n")
+    os.utime(path, ns=(1, 1))  # the same size and time, as `rsync -t` and `tar` leave them
+    assert load(beir, cache=cache).qrels["test"] == {"q1": {"7": 2}}
     monkeypatch.setenv("SPARRING_CACHE", str(cache / "elsewhere"))
     load(beir)
     assert (cache / "elsewhere" / "data").is_dir()

@@ -71,6 +71,18 @@ def test_a_cross_encoder_without_its_head(tiny_ce, tmp_path):
         load_retriever(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value, copied, tiny_ce, tmp_path):
+    ranker = shutil.copytree(tiny_ce, tmp_path / "ranker")
+    norm = "embeddings.LayerNorm.bias"
+    for folder, load, name in ((copied, load_retriever, norm), (ranker, load_ranker, "classifier.bias")):
+        edit(folder, lambda w, name=name: w[next(key for key in w if key.endswith(name))].view(-1)[0].fill_(value))
+        with pytest.raises(InputError, match="weights that are no numbers") as caught:
+            load(folder)
+        assert name in caught.value.got
+        assert caught.value.where == str(folder)
+
+
 def test_masked_language_models_lose_their_head(tiny_bert, tmp_path, caplog):
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     BertForMaskedLM(BertConfig.from_pretrained(tiny_bert)).save_pretrained(folder)

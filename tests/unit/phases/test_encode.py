@@ -108,6 +108,22 @@ def test_modes_come_back_also_after_an_error(retriever, store):
     assert torch.is_grad_enabled()
 
 
+def test_an_embedding_that_is_no_number_is_named_and_not_written(retriever, store, tmp_path, monkeypatch):
+    real, calls = type(retriever).embed, iter(range(99))
+
+    def spoilt(self, *args):
+        found = real(self, *args)
+        if next(calls) == 1:
+            found[0, 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(type(retriever), "embed", spoilt)
+    with pytest.raises(InputError, match="NaN or infinity") as caught:
+        encode(retriever, store, "passage", out=tmp_path / "p.npy", shard=2)
+    assert caught.value.where in ("passage row 2", "passage row 3")
+    assert not (tmp_path / "p.npy").exists()
+
+
 def test_lower_precision_gives_float32(retriever, store, tmp_path):
     exact = encode(retriever, store, "passage")
     rough = encode(retriever, store, "passage", dtype=torch.bfloat16, out=tmp_path / "x.npy")

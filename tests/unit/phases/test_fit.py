@@ -252,7 +252,9 @@ def test_the_gradient_is_clipped_to_a_norm_and_0_does_not_clip(clip: float, move
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     trainee = loop.Trainee(model, model, optimizer, scheduler, clip)  # type: ignore[arg-type]
-    loop._advance(trainee)
+    norm = loop._gradient_norm(trainee)
+    assert float(norm) == pytest.approx(30**0.5)
+    loop._advance(trainee, norm)
     after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     assert float((after - before).norm()) == pytest.approx(moved or 30**0.5, rel=1e-3)
     assert trainee.updates == 1
@@ -365,6 +367,41 @@ def test_a_loss_that_is_not_a_number_names_the_queries(load: Load, accelerator: 
     assert caught.value.fix
     after = state(team["ranker"])
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("clip", [2.0, 0.0])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_a_number_stops_before_the_weights(
+    broken: float, clip: float, load: Load, accelerator: Accelerator
+) -> None:
+    """The loss is finite. Were the update made, every weight would be NaN and the next batch would be blamed."""
+    pair = load()
+    team = pair.team(accelerator)
+    team["ranker"].clip = clip
+
+    def function(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
+        scores = score.ranker(batch)
+        if 1 in calls:
+            scores.register_hook(lambda gradient: gradient * broken)
+        calls.append(len(calls))
+        loss = list_softmax(scores, queries=batch.total)
+        return Terms(loss, {"ranker_supervised": loss.detach()}), {}
+
+    calls: list[int] = []
+    step = Step("broken", ("ranker",), function)
+    states: list[Any] = []
+    queries, passages = draw(1, 4)
+    with pytest.raises(loop.NotFinite, match="the gradient is not finite") as caught:
+        fit(
+            team, pair.scorer(team, step), step, lambda n, b: (states.append(state(team["ranker"])), draw(n, b))[1],
+            steps=3, batch=4, accumulate=2, names=lambda rows: [f"Q{row}" for row in rows],
+        )  # fmt: skip
+    assert caught.value.where == "step 'broken', queries " + ", ".join(f"Q{row}" for row in queries)
+    assert caught.value.batch["update"] == 1
+    assert np.array_equal(caught.value.batch["passages"], passages)
+    assert team["ranker"].updates == 1
+    after = state(team["ranker"])
+    assert all(torch.equal(states[1][key], after[key]) for key in after)
 
 
 def test_batches_that_cannot_be_split_are_refused(load: Load, accelerator: Accelerator) -> None:

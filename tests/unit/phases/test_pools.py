@@ -91,6 +91,19 @@ def test_simans_with_large_scores_is_finite() -> None:
     assert set(lists[:, 1]) == {int(pools.pool(0)[3])}  # the head's score is about 0
 
 
+@pytest.mark.parametrize("spoilt", ["score", "head", "a", "b"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_simans_never_draws_from_outside_of_a_pool(spoilt: str, value: float) -> None:
+    """Where a number is not finite, no place in a pool is ahead of the empty ones behind its end any more."""
+    pools, options = make([3, 9]), {"a": 0.5, "b": 0.0}
+    if spoilt in options:
+        options[spoilt] = value
+    else:
+        (pools.scores if spoilt == "score" else pools.head_scores)[0] = value
+    with pytest.raises(InputError, match="SimANS needs"):
+        draw(pools, np.array([0, 1]), 3, np.random.default_rng(0), method="simans", **options)
+
+
 def test_a_short_pool_is_never_filled() -> None:
     pools = make([4, 2, 0])
     assert trainable(pools, 2).tolist() == [0, 1]
