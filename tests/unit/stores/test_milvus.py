@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server_fixtures import NO_MILVUS, MilvusProcess
+from server_fixtures import MilvusProcess
 from sparring.phases.index import build_index, build_remote
 from sparring.stores import milvus as module
 from sparring.stores.card import Card
@@ -252,12 +252,12 @@ def test_files_that_are_no_database_or_in_use(tmp_path: Path) -> None:
 
 
 @slow
-def test_a_server_that_dies_while_vectors_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_dies_while_vectors_are_sent(
+    milvus_server: MilvusProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One error within the time limit; after a restart the alias stands for what was published before."""
-    pytest.importorskip("milvus", reason=NO_MILVUS)
     first, second = drawn(300), drawn(2000, seed=1)
-    process = MilvusProcess(tmp_path)
-    with Milvus(process.uri) as server:
+    with Milvus(milvus_server.uri) as server:
         server.make("pair", first, card(first))
         monkeypatch.setattr(module, "_MESSAGE", 100 * (4 * 16 + 256))
         monkeypatch.setattr(module, "CALL", 5.0)
@@ -268,7 +268,7 @@ def test_a_server_that_dies_while_vectors_are_sent(tmp_path: Path, monkeypatch: 
             nonlocal calls
             calls += 1
             if calls == 4:
-                process.kill()
+                milvus_server.kill()
             return sent(*arguments, **options)
 
         monkeypatch.setattr(server.client, "insert", dying)
@@ -277,13 +277,10 @@ def test_a_server_that_dies_while_vectors_are_sent(tmp_path: Path, monkeypatch: 
         assert "insert" in caught.value.where
         assert module.SAFE in caught.value.fix
     monkeypatch.undo()
-    process = MilvusProcess(tmp_path)
-    try:
-        with Milvus(process.uri) as server:
-            found = server.open("pair")
-            assert found.card == card(first)
-            assert np.array_equal(found.search(first[:5], 4)[1], best(first[:5], first, 4))
-            server.make("pair", second, card(second), alone=True)  # and the half-filled collection goes
-            assert len(server.client.list_collections()) == 1
-    finally:
-        process.kill()
+    milvus_server.start()
+    with Milvus(milvus_server.uri) as server:
+        found = server.open("pair")
+        assert found.card == card(first)
+        assert np.array_equal(found.search(first[:5], 4)[1], best(first[:5], first, 4))
+        server.make("pair", second, card(second), alone=True)  # and the half-filled collection goes
+        assert len(server.client.list_collections()) == 1
