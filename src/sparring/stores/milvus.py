@@ -117,7 +117,8 @@ class Milvus:
         if found["collection_name"] == alias:
             fix = "choose another --name"
             raise InputError("a collection has this name already", where=where, expected=_ALIAS, fix=fix)
-        return found["collection_name"], read_card((found.get("properties") or {}).get(_CARD), where)
+        text = found.get("description") or (found.get("properties") or {}).get(_CARD)
+        return found["collection_name"], read_card(text, where)
 
     def open(self, alias: str) -> Collection:
         """The collection behind an alias, ready to be searched; InputError when there is none."""
@@ -137,7 +138,7 @@ class Milvus:
 
         Args:
             vectors: [N, d]; may be memory-mapped.
-            card: says the kind of index ("exact", "hnsw", "ivf") too; kept as the collection's property.
+            card: says the kind of index ("exact", "hnsw", "ivf") too; kept with the collection.
             ids: primary keys; None takes the rows' numbers.
             alone: no other process works on this alias: leftovers are dropped at once, else after a day.
 
@@ -161,8 +162,10 @@ class Milvus:
 
     def _fill(self, name: str, vectors: np.ndarray, card: Card, ids: Sequence[str] | None) -> None:
         kind, options = ("FLAT", {}) if self.lite else _index(card.index, len(vectors))
-        self.call("create_collection", name, schema=self._schema(vectors.shape[1], ids), consistency_level="Strong")
-        self.call("alter_collection_properties", name, {_CARD: card.text()})
+        self.call(
+            "create_collection", name, schema=self._schema(card, ids), consistency_level="Strong",
+            properties={_CARD: card.text()},
+        )  # fmt: skip
         rows = max(1, _MESSAGE // (4 * vectors.shape[1] + 256))
         with progress_bar("milvus: insert", total=len(vectors), unit="passages") as bar:
             for start in range(0, len(vectors), rows):
@@ -185,15 +188,17 @@ class Milvus:
                 "the server does not hold what was sent", where=where, expected=expected, got=str(count), fix=fix
             )
 
-    def _schema(self, dim: int, ids: Sequence[str] | None) -> Any:
+    def _schema(self, card: Card, ids: Sequence[str] | None) -> Any:
+        """The card is the description: servers of 2.3 lose properties when they start again; milvus-lite knows no
+        descriptions and keeps properties."""
         kinds = self._library.DataType
-        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False, description=card.text())
         if ids is None:
             schema.add_field("id", kinds.INT64, is_primary=True)
         else:
             longest = max((len(name.encode()) for name in ids), default=1)
             schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=max(64, longest))
-        schema.add_field("vector", kinds.FLOAT_VECTOR, dim=dim)
+        schema.add_field("vector", kinds.FLOAT_VECTOR, dim=card.dim)
         return schema
 
     def _forget(self, name: str) -> None:
