@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from server_fixtures import milvus_server, milvus_uri, postgres  # noqa: F401
+
 TEXT = (
     "the a of is in to how what where who why when create delete list bucket instance user key policy password reset "
     "commit undo change file folder copy move search query passage answer question model train rank retrieve index "

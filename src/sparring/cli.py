@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 COUNT, NUMBER, WEIGHT = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0)
 RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "duet", "separate", "frozen-teacher")
+STORES = "milvus:URI, pgvector:DSN, parquet:FOLDER or faiss:FOLDER"
 
 
 class Commands(click.Group):
@@ -89,6 +90,11 @@ def data_options(name: str = "data") -> Callable[[Callable[..., Any]], Callable[
 def _trust(function: Callable[..., Any]) -> Callable[..., Any]:
     option = click.option("--trust-remote-code", is_flag=True, help="Run code that a model brings along.")
     return option(function)
+
+
+def _index(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Where mining and evaluation search: in memory (faiss; exact up to a size), or milvus:URI. Sets run.index."
+    return click.option("--index", metavar="faiss|milvus:URI", help=text)(function)
 
 
 def _precision(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,12 +195,13 @@ def _as_lines(value: Any, label: str) -> list[str]:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
 @click.option("--seed", type=NUMBER, help="Seed of every random choice.")
+@_index
 @_corrections
 @_trust
 def train(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path, config: Path | None, assignments: tuple[str, ...],
-    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool,
+    layers: int | None, seed: int | None, index: str | None, corrections: tuple[Path, ...], trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Train a pair with a recipe; leaves OUT/retriever, OUT/ranker and the evidence."""
     from sparring.distributed import leave
@@ -202,7 +209,7 @@ def train(
     from sparring.recipes.train import train as run
     from sparring.rundir import require_unused, unfinished
 
-    settings = _settings(assignments, layers, seed, trust_remote_code, no_titles)
+    settings = _settings(assignments, layers, seed, index, trust_remote_code, no_titles)
     resolved = resolve_config(recipe, config, settings)
     if not unfinished(out):
         require_unused(out)
@@ -226,13 +233,15 @@ def train(
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
 @click.option("--seed", type=NUMBER, help="Seed of every random choice.")
+@_index
 @_corrections
 @_trust
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every phase in it.")
 def plan(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path | None, config: Path | None, assignments: tuple[str, ...],
-    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool, as_json: bool,
+    layers: int | None, seed: int | None, index: str | None, corrections: tuple[Path, ...], trust_remote_code: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """What `train` with the same options would take: time by phase, memory, disk; calibrates for under 30 seconds.
 
@@ -243,7 +252,7 @@ def plan(
     from sparring.recipes.train import resolve_config
 
     process = this_process()
-    settings = _settings(assignments, layers, seed, trust_remote_code, no_titles)
+    settings = _settings(assignments, layers, seed, index, trust_remote_code, no_titles)
     resolved = resolve_config(recipe, config, settings)
     dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
     found = predict(
@@ -254,10 +263,11 @@ def plan(
 
 
 def _settings(
-    assignments: tuple[str, ...], layers: int | None, seed: int | None, trust_remote_code: bool, no_titles: bool
-) -> list[str]:
+    assignments: tuple[str, ...], layers: int | None, seed: int | None, index: str | None, trust_remote_code: bool,
+    no_titles: bool,
+) -> list[str]:  # fmt: skip
     """Options that stand for a setting, after those that were set."""
-    extra = [("layers", layers), ("seed", seed)]
+    extra = [("layers", layers), ("seed", seed), ("index", index)]
     settings = [*assignments, *(f"run.{key}={value}" for key, value in extra if value is not None)]
     settings += ["run.trust_remote_code=true"] if trust_remote_code else []
     return settings + (["run.titles=false"] if no_titles else [])
@@ -321,13 +331,14 @@ def _command() -> str:
 @click.option("--config", type=PATH, help="TOML file; may hold a section for every recipe.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--layers", type=NUMBER, help="Keep the first N layers of both encoders.")
+@_index
 @_corrections
 @_trust
 def compare(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     retriever: str, ranker: str, out: Path, recipes: str, seeds: int, budget: int, trials: int, baseline: str,
-    config: Path | None, assignments: tuple[str, ...], layers: int | None, corrections: tuple[Path, ...],
-    trust_remote_code: bool,
+    config: Path | None, assignments: tuple[str, ...], layers: int | None, index: str | None,
+    corrections: tuple[Path, ...], trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Does joint training help you? Every recipe from the same warm start at one budget, tested over seeds.
 
@@ -337,9 +348,7 @@ def compare(
     from sparring.recipes.compare import compare as run
     from sparring.recipes.train import resolve_config
 
-    settings = [*assignments, *([f"run.layers={layers}"] if layers is not None else [])]
-    settings += ["run.trust_remote_code=true"] if trust_remote_code else []
-    settings += ["run.titles=false"] if no_titles else []
+    settings = _settings(assignments, layers, None, index, trust_remote_code, no_titles)
     resolved = resolve_config(parse_arms(recipes)[0].recipe, config, settings)
     with _stoppable(_command(), out):
         dataset = _load(data, corpus, queries, qrels, not resolved["run"].titles)
@@ -509,17 +518,18 @@ def encode(
 @click.argument("embeddings", type=PATH)
 @click.option(
     "--kind",
-    type=click.Choice(["exact", "hnsw", "ivf"]),
+    type=click.Choice(["exact", "hnsw", "ivf", "faiss"]),
     default="exact",
     show_default=True,
-    help="Exact search, a graph (hnsw) or inverted lists (ivf).",
+    help="Exact search, a graph (hnsw), inverted lists (ivf), or one of these by size (faiss).",
 )
 @click.option("--out", required=True, type=PATH, help="A faiss index file.")
-def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf"], out: Path) -> None:
+def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf", "faiss"], out: Path) -> None:
     """Build a search index from passage embeddings; OUT.json says from which, with checksums."""
     from sparring.recipes.standalone import index_to
 
-    click.echo(f"{out}: {index_to(embeddings, kind, out)} passages ({kind})")
+    count, made = index_to(embeddings, kind, out)
+    click.echo(f"{out}: {count} passages ({made})")
 
 
 @main.command()
@@ -631,6 +641,68 @@ def export(retriever: str, ranker: str, layers: int, out: Path, trust_remote_cod
 
     export_to(retriever, ranker, out, layers=layers, trust_remote_code=trust_remote_code, command=_command())
     click.echo(f"{out / 'retriever'} and {out / 'ranker'}: verified")
+
+
+def _name(function: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Alias in Milvus or table in PostgreSQL; a folder needs none."
+    return click.option("--name", default="sparring", show_default=True, help=text)(function)
+
+
+@main.command()
+@click.argument("pair", type=PATH)
+@data_options()
+@click.option("--to", required=True, metavar="STORE:PLACE", help=f"{STORES}.")
+@_name
+@click.option("--replace", is_flag=True, help="Put this in the place of what another model or data published there.")
+@_precision
+@_trust
+def publish(
+    pair: Path, data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...],
+    no_titles: bool, to: str, name: str, replace: bool, precision: str, trust_remote_code: bool,
+) -> None:  # fmt: skip
+    """Publish a finished pair's passage vectors with ids and the model's fingerprint, whole or not at all.
+
+    PAIR is a run folder, or a folder with retriever/ in it. A failure leaves what was published before.
+    """
+    from sparring.recipes.publishing import publish as run
+
+    retriever = _retriever_of(pair)
+    dataset = _load(data, corpus, queries, qrels, no_titles or _without_titles(pair))
+    done = run(
+        dataset, retriever, to, name=name, replace=replace, precision=precision, trust_remote_code=trust_remote_code
+    )
+    click.echo(str(done))
+
+
+@main.command()
+@click.argument("pair", type=PATH)
+@click.argument("queries", nargs=-1, required=True)
+@click.option("--from", "source", required=True, metavar="STORE:PLACE", help=f"Where it is published: {STORES}.")
+@_name
+@click.option("-k", type=COUNT, default=10, show_default=True, help="Passages per query.")
+@_trust
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of [id, score] for every query.")
+def ask(
+    pair: Path, queries: tuple[str, ...], source: str, name: str, k: int, trust_remote_code: bool, as_json: bool
+) -> None:
+    """Search published vectors with queries; refused where another model made the vectors."""
+    from sparring.log import table
+    from sparring.recipes.publishing import ask as run
+
+    found = run(queries, _retriever_of(pair), source, name=name, k=k, trust_remote_code=trust_remote_code)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for query, hits in zip(queries, found, strict=True):
+        rows = [[place, f"{score:.4f}", key] for place, (key, score) in enumerate(hits, start=1)]
+        click.echo(f"{query}\n\n{table(rows, ['rank', 'score', 'passage'])}\n")
+
+
+def _retriever_of(pair: Path) -> Path:
+    if not (pair / "retriever").is_dir():
+        expected = "a run folder, or one that `sparring export` made"
+        raise InputError("no finished pair lies there", where=str(pair), expected=expected, got="no folder retriever/")
+    return pair / "retriever"
 
 
 @main.command()

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "accelerate", "faiss", "matplotlib", "jinja2")
+HEAVY += ("pymilvus", "milvus_lite", "grpc", "psycopg")
 TELL = f"import sys; print(','.join(m for m in {HEAVY} if m in sys.modules))"
 
 
@@ -23,6 +24,7 @@ def loaded_after(code: str) -> str:
         "import sparring; sparring.load, sparring.check, sparring.Dataset",
         "import sparring.data, sparring.data.demo",
         "import sparring.config, sparring.rundir, sparring.log, sparring.recipes.settings",
+        "import sparring.stores.milvus, sparring.stores.pgvector, sparring.stores.folder",
         "import sparring.cli",
         "from click.testing import CliRunner\nfrom sparring.cli import main\n"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0",

@@ -1,8 +1,8 @@
 """Search by inner product over passage embeddings. The only home of faiss.
 
-Exact by default: nothing is lost, and an approximate index would have to be built again after every refresh. Rows are
-passage rows of the corpus; equal scores are ordered by row number, so that a list never depends on threads or block
-sizes.
+Exact up to the size that `choose_kind` says: nothing is lost, and an approximate index would have to be built again
+after every refresh. Rows are passage rows of the corpus; equal scores are ordered by row number, so that a list never
+depends on threads or block sizes. The passages may also lie in Milvus.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from sparring.log import progress as progress_bar
+from sparring.stores.card import Card
+from sparring.stores.milvus import Collection, Milvus
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
 
 Kind = Literal["exact", "hnsw", "ivf"]
+
+EXACT_PASSAGES, EXACT_QUERIES, HNSW_PASSAGES = 100_000, 20_000, 2_000_000
+"""The size rule: see `choose_kind`."""
+HNSW_LINKS = 2 * 32 * 4 + 32
+"""Bytes that the graph takes for a passage, beside its vector."""
 
 _TIE_SLACK, _TIE_LIMIT = 16, 4096  # rows fetched beyond k to order equal scores by row; doubled up to the limit
 _QUERY_BLOCK, _ADD_BLOCK = 16384, 65536
@@ -88,6 +96,22 @@ class _Flat:
         return handle
 
 
+class _Remote:
+    """A collection of Milvus. Rows come back from the embeddings it was made of: not every index there keeps them."""
+
+    def __init__(self, collection: Collection, vectors: np.ndarray) -> None:
+        self.collection, self.vectors = collection, vectors
+        self.ntotal, self.d, self.limit = collection.ntotal, collection.d, collection.limit
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows [Q, k], best first."""
+        return self.collection.search(queries, k)
+
+    def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they were given, float32."""
+        return np.array(self.vectors[rows], dtype=np.float32)
+
+
 class Index:
     """Passages searchable by inner product; made by :func:`build_index` or :meth:`load`."""
 
@@ -119,11 +143,15 @@ class Index:
         """
         self._check(queries, k)
         k = min(k, len(self))
+        if k > self._most:
+            limit = f"up to {self._most}"
+            raise InputError("more results than a call can ask for", where="k", expected=limit, got=str(k))
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
+        size = 1024 if isinstance(self._handle, _Remote) else _QUERY_BLOCK  # the bar moves with it
         with progress_bar(progress, total=len(queries), unit="queries") as bar:
-            for start in range(0, len(queries), _QUERY_BLOCK):
-                block = np.ascontiguousarray(queries[start : start + _QUERY_BLOCK], dtype=np.float32)
+            for start in range(0, len(queries), size):
+                block = np.ascontiguousarray(queries[start : start + size], dtype=np.float32)
                 part = slice(start, start + len(block))
                 scores[part], rows[part] = self._search_block(block, k)
                 bar.update(len(block))
@@ -143,20 +171,25 @@ class Index:
         if not np.isfinite(queries).all():
             raise InputError("query embeddings contain NaN or infinity", where="query embeddings")
 
+    @property
+    def _most(self) -> int:
+        """Results that can be had for one query."""
+        return min(len(self), self._handle.limit) if isinstance(self._handle, _Remote) else len(self)
+
     def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        fetch = min(len(self), k + _TIE_SLACK)
+        fetch = min(self._most, k + _TIE_SLACK)
         scores, rows = self._fetch(queries, fetch)
         result = scores[:, :k].copy(), rows[:, :k].copy()
         open_ = np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0))
-        while len(open_) and fetch < min(len(self), k + _TIE_LIMIT):  # more equal scores at rank k than were fetched
-            fetch = min(len(self), k + _TIE_LIMIT, 4 * fetch)
+        while len(open_) and fetch < min(self._most, k + _TIE_LIMIT):  # more equal scores at rank k than were fetched
+            fetch = min(self._most, k + _TIE_LIMIT, 4 * fetch)
             scores, rows = self._fetch(queries[open_], fetch)
             result[0][open_], result[1][open_] = scores[:, :k], rows[:, :k]
             open_ = open_[(scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0)]
         return result
 
     def _fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.kind == "hnsw":
+        if self.kind == "hnsw" and not isinstance(self._handle, _Remote):
             self._handle.hnsw.efSearch = max(128, 2 * k)
         scores, rows = self._handle.search(queries, k)
         scores[rows < 0] = -np.inf
@@ -175,8 +208,15 @@ class Index:
             return np.empty((0, self.dim), dtype=np.float32)
         return cast(np.ndarray, self._handle.reconstruct_batch(rows))
 
+    def close(self) -> None:
+        """End the connection to a server; nothing to do for passages in memory."""
+        if isinstance(self._handle, _Remote):
+            self._handle.collection.server.close()
+
     def save(self, path: str | Path) -> None:
         """Write the index to one file, renamed into place when complete."""
+        if isinstance(self._handle, _Remote):
+            raise InputError("these passages lie on a server: there is no file to write", where=str(path))
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -221,23 +261,85 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
     Raises:
         InputError: no passages, an unknown kind, or embeddings with NaN or infinity.
     """
-    if embeddings.ndim != 2 or not embeddings.size:
-        raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
+    _require_passages(embeddings)
     if kind not in ("exact", "hnsw", "ivf"):
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
     flat = _Flat(embeddings)
     handle: Any = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
-    for start in range(0, len(embeddings), _ADD_BLOCK):
-        block = flat.block(start, _ADD_BLOCK)
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if len(bad):
-            where = f"passage row {start + bad[0]}"
-            raise InputError("an embedding contains NaN or infinity", where=where, fix="encode it again in fp32")
+    for block in _finite(flat):
         if kind != "exact":
             handle.add(block)
     if kind == "ivf":
         handle.make_direct_map()
     return Index(handle, kind)
+
+
+def choose_kind(passages: int, dim: int, queries: int = 0, *, memory: int | None = None) -> Kind:
+    """The size rule of ``--index faiss``; the choice and its reason are logged.
+
+    Building an approximate index takes as long as searching exactly with so many queries, whatever the corpus (both
+    grow with it): a refresh with fewer queries is faster exact, and loses nothing. docs/scale.md has the measurements.
+
+    Args:
+        queries: that will be searched before the passages are encoded again; 0 is unknown, for an index that serves.
+        memory: bytes that an approximate index may take; None does not limit it.
+    """
+    bytes_needed = passages * (4 * dim + HNSW_LINKS)
+    asked = f"{queries:,} queries" if queries else "any number of queries"
+    kind: Kind = "exact"
+    if passages <= EXACT_PASSAGES:
+        reason = f"up to {EXACT_PASSAGES:,} passages"
+    elif 0 < queries <= EXACT_QUERIES:
+        reason = f"up to {EXACT_QUERIES:,} queries building another index takes longer than it saves"
+    elif memory is not None and bytes_needed > memory:
+        needed, there = f"{bytes_needed / 2**30:.1f}", f"{memory / 2**30:.1f}"
+        reason = f"others would take {needed} GiB of the {there} to be had; exact search streams from files"
+    elif passages <= HNSW_PASSAGES:
+        kind, reason = "hnsw", f"above {EXACT_PASSAGES:,} and up to {HNSW_PASSAGES:,} passages, for many queries"
+    else:
+        kind, reason = "ivf", f"above {HNSW_PASSAGES:,} passages"
+    logger.info("index: %s for %s passages and %s (%s)", kind, f"{passages:,}", asked, reason)
+    return kind
+
+
+def build_remote(embeddings: np.ndarray, uri: str, alias: str, card: Card) -> Index:
+    """Passage embeddings [N, d] as a new collection of Milvus, which the alias then stands for (`Milvus.make`).
+
+    The embeddings must not change while the index is in use; `Index.close` ends the connection.
+
+    Args:
+        uri: of a server, or a file of milvus-lite.
+        card: says the kind of index; ``rows`` and ``dim`` are those of the embeddings.
+
+    Raises:
+        InputError: as `build_index`, and whatever the server refuses; the alias is then as it was.
+    """
+    _require_passages(embeddings)
+    for _ in _finite(_Flat(embeddings)):
+        pass
+    server = Milvus(uri)
+    try:
+        found = server.make(alias, embeddings, card, alone=True)
+    except BaseException:
+        server.close()
+        raise
+    return Index(_Remote(found, embeddings), cast(Kind, card.index))
+
+
+def _require_passages(embeddings: np.ndarray) -> None:
+    if embeddings.ndim != 2 or not embeddings.size:
+        raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
+
+
+def _finite(flat: _Flat) -> Iterator[np.ndarray]:
+    """Blocks of the passages; InputError names the first row that is not finite."""
+    for start in range(0, flat.ntotal, _ADD_BLOCK):
+        block = flat.block(start, _ADD_BLOCK)
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            where = f"passage row {start + bad[0]}"
+            raise InputError("an embedding contains NaN or infinity", where=where, fix="encode it again in fp32")
+        yield block
 
 
 def _empty(embeddings: np.ndarray, kind: Kind, nprobe: int, seed: int) -> Any:

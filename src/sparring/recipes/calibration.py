@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import encode
 from sparring.phases.evaluate import evaluate, run_of
 from sparring.phases.fit import Feed, Name, Scorer, Step, Trainee, fit, make_trainee
-from sparring.phases.index import build_index
+from sparring.phases.index import Kind, build_index
 from sparring.phases.mine import mine
 from sparring.phases.rerank import score_pairs
 from sparring.phases.stats import paired_test
@@ -199,8 +199,9 @@ def small(b: Bench, passages: int, dev: int, depth: int) -> None:
     asked = vectors[: min(count, 512)]
     with b.measured("faiss", 1):  # loaded at its first use
         build_index(vectors[:100]).search(asked[:10], 1)
+    kind = cast(Kind, b.config.index if b.config.index in ("hnsw", "ivf") else "exact")
     with b.measured("index row", count):
-        index = build_index(vectors, kind=b.config.index)
+        index = build_index(vectors, kind=kind)
     k = min(depth, count)
     index.search(asked, k)
     with b.measured("score", len(asked) * count):

@@ -5,8 +5,10 @@ A recipe calls `team`, `fit`, `refresh`, `denoise`, `evaluate`; nothing here kno
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +16,18 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
+from sparring import __version__
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, processes, rank
 from sparring.files import damaged, digests, sha256, whole
+from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
@@ -42,7 +46,7 @@ from sparring.phases.fit import (
     make_trainee,
 )
 from sparring.phases.focus import union
-from sparring.phases.index import build_index
+from sparring.phases.index import Index, Kind, build_index, build_remote, choose_kind
 from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
@@ -56,6 +60,7 @@ from sparring.recipes.store import load_generation, load_lists, load_rows, save_
 from sparring.recipes.tables import result_table
 from sparring.recipes.watch import Watch
 from sparring.rundir import Lock, RunDir, Stop
+from sparring.stores.card import Card
 from sparring.types import InputError, Qrels, Run
 
 if TYPE_CHECKING:
@@ -359,6 +364,7 @@ class Experiment:
         self.done("refresh", name, self._store(name, save_generation, generation))
         shutil.rmtree(folder)
         self._forget_vectors(name)
+        found.index.close()
         return generation
 
     def complete(self, generation: Generation) -> Generation:
@@ -376,9 +382,32 @@ class Experiment:
             progress=f"{name}: encode passages",
         )  # fmt: skip
         queries = self._encode_queries(name)
-        index = self.run.phase(f"{name}-index", build_index, corpus, kind=self.config.index)
+        index = self.run.phase(f"{name}-index", self._index, name, corpus)
         dev = index.search(queries[self.dev.rows], self.config.search_depth)
         return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), index, {"dev": dev}, {})
+
+    def _index(self, name: str, corpus: np.ndarray) -> Index:
+        """An index of the whole corpus, where ``run.index`` says."""
+        config, model = self.config, self.retriever
+        if config.index in ("exact", "hnsw", "ivf"):
+            return build_index(corpus, kind=cast(Kind, config.index))
+        asked, (count, dim) = len(self.train_rows) + len(self.dev.rows) + len(self.test.rows), corpus.shape
+        if config.index == "faiss":
+            free = memory_available()
+            memory = free // 2 if free is not None else None
+            return build_index(corpus, kind=choose_kind(count, dim, asked, memory=memory))
+        kind = choose_kind(count, dim, asked)
+        texts = self.feed.retriever_passages.fingerprint
+        card = Card(name, model.fingerprint(), texts, count, dim, model.similarity, kind, __version__)
+        return build_remote(corpus, config.index.partition(":")[2], self.alias, card)
+
+    @property
+    def alias(self) -> str:
+        """What the newest refresh's collection is called in Milvus: its own for each run and process."""
+        folder = (self.origin or self.run.path).resolve()
+        name = re.sub("[^a-z0-9]+", "_", folder.name.lower()).strip("_")[:20]
+        number = f"_p{rank()}" if processes() > 1 else ""
+        return f"sparring_{name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}{number}"
 
     def _encode_queries(self, name: str) -> np.ndarray:
         return encode(

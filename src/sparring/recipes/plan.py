@@ -214,6 +214,8 @@ def plan(
     notes = [*bench.notes, *([] if own_peak else ["memory is counted from the start of this process"])]
     if run.reencode == "focused":
         notes.append("refreshes are priced as whole ones: what a focused one saves is known once the retriever moves")
+    if run.index.startswith("milvus:"):
+        notes.append("search is priced as exact search in this process: a server's speed is not measured")
     return Plan(
         recipe, sizes, lines, room, hardware, tuple(_warnings(room, busy, out, place, int(threads))), tuple(notes),
         calibrating.cost,

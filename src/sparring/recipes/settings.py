@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparring.config import at_least, one_of, within
+from sparring.stores.address import check_index
 from sparring.types import InputError
 
 DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
@@ -50,8 +51,10 @@ class RunConfig:
     """Padded tokens in one forward of encoding and scoring; 0 is automatic: 2,048 on a CPU, 16,384 elsewhere."""
     gradient_cache: bool = False
     """Recompute activations chunk by chunk, so that lists of any length fit; costs one more forward."""
-    index: Literal["exact", "hnsw", "ivf"] = "exact"
-    """faiss index for mining and search."""
+    index: str = "faiss"
+    """Where mining and evaluation search. faiss: in memory, exact up to a size and approximate above it, by a rule that
+    the log prints (docs/scale.md); exact, hnsw, ivf: this kind of faiss index; milvus:URI: a Milvus server
+    (http://host:port) or a file of milvus-lite, a new collection for each refresh."""
     mine_depth: int = 100
     """Passages per training query from which negatives are drawn."""
     reencode: Literal["all", "focused"] = "all"
@@ -115,12 +118,13 @@ class RunConfig:
         one_of("similarity", self.similarity, ("auto", "dot", "cosine"))
         one_of("pooling", self.pooling, ("mean", "cls"))
         one_of("visit", self.visit, ("list", "query"))
-        one_of("index", self.index, ("exact", "hnsw", "ivf"))
+        check_index(self.index)
         one_of("reencode", self.reencode, ("all", "focused"))
-        if self.reencode == "focused" and self.index != "exact":
+        if self.reencode == "focused" and self.index not in ("faiss", "exact"):
             raise InputError(
                 "a focused refresh searches exactly: else what it misses cannot be told from what the index misses",
-                where="run.reencode, run.index", expected='index = "exact"', got=self.index,
+                where="run.reencode, run.index", expected='index = "exact", or "faiss", which is exact then',
+                got=self.index,
             )  # fmt: skip
         one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
         one_of("checkpoints", self.checkpoints, ("none", "run", "rounds"))

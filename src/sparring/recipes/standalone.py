@@ -35,7 +35,7 @@ from sparring.phases.evaluate import (
     three_rows,
     verdict,
 )
-from sparring.phases.index import Index, Kind, build_index
+from sparring.phases.index import Index, Kind, build_index, choose_kind
 from sparring.phases.mine import denoise, mine, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.phases.rerank import rerank, score_pairs
@@ -150,16 +150,22 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"values of type {vectors.dtype}, no floats")
     except Exception as error:  # a damaged header raises what numpy's, ast's and tokenize's parsers do
         raise InputError("not an embeddings file", where=str(path), got=str(error)) from None
-    try:
-        names = ids.read_bytes().decode("utf-8").split("\n")  # only this ends a line: ids are any text
-    except UnicodeDecodeError as error:
-        raise InputError("a file of ids is not UTF-8", where=str(ids), got=str(error)) from None
-    if names.pop():
-        raise InputError("a file of ids is cut off", where=str(ids), expected="a line end after the last id")
+    names = ids_in(ids)
     if vectors.ndim != 2 or len(names) != len(vectors):
         got = f"shape {list(vectors.shape)}, {len(names)} ids"
         raise InputError("embeddings and ids do not agree", where=str(path), expected="one id a row", got=got)
     return vectors, names
+
+
+def ids_in(path: Path) -> list[str]:
+    """The ids in a file with one a line; InputError when it is cut off or not UTF-8."""
+    try:
+        names = path.read_bytes().decode("utf-8").split("\n")  # only this ends a line: ids are any text
+    except UnicodeDecodeError as error:
+        raise InputError("a file of ids is not UTF-8", where=str(path), got=str(error)) from None
+    if names.pop():
+        raise InputError("a file of ids is cut off", where=str(path), expected="a line end after the last id")
+    return names
 
 
 def note_of(path: Path) -> Path:
@@ -180,16 +186,20 @@ def require_as_noted(path: Path, what: str, *, fix: str) -> dict[str, Any]:
     return note
 
 
-def index_to(embeddings: Path, kind: Kind, out: Path) -> int:
-    """A faiss index file from embeddings, and OUT.json, which says from which.  -> passages"""
+def index_to(embeddings: Path, kind: Kind | Literal["faiss"], out: Path) -> tuple[int, Kind]:
+    """A faiss index file from embeddings, and OUT.json, which says from which; "faiss" is a kind by the size rule.
+
+    -> passages, kind
+    """
     with new_file(out) as partial:
         if note_of(out).exists():  # of an index that was not finished; nothing else is overwritten
             files.read_sealed(note_of(out), "the note about an index", fix="choose another --out")
         vectors, _ = read_embeddings(embeddings)
+        kind = choose_kind(len(vectors), vectors.shape[1]) if kind == "faiss" else kind
         build_index(vectors, kind=kind).save(partial)
         made = {"kind": kind, "rows": len(vectors), "dim": vectors.shape[1], "embeddings": files.sha256(embeddings)}
         files.write_sealed(note_of(out), {**made, "version": __version__, "sha256": files.sha256(partial)})
-    return len(vectors)
+    return len(vectors), kind
 
 
 def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> int:

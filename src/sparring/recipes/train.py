@@ -46,6 +46,7 @@ from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
 from sparring.rundir import JOURNAL, LOCK, PACKAGES, Lock, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.stores.milvus import Milvus
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -191,6 +192,9 @@ def set_up(
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
     corrected = read_corrections(corrections, dataset)
     dataset = corrected.apply(dataset)
+    if settings.index.startswith("milvus:"):
+        with Milvus(settings.index.partition(":")[2]):
+            logger.info("%s answers", settings.index)
     splits = choose_splits(dataset, settings)
     require_pools(objects, len(dataset.corpus))
     device, precision, threads = choose_hardware(settings)

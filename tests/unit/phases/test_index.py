@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparring.phases import index as module
-from sparring.phases.index import Index, build_index
+from sparring.phases.index import Index, build_index, choose_kind
 from sparring.types import InputError
 
 
@@ -158,3 +158,26 @@ def test_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pyte
     expected = np.argsort(-(vectors[:20] @ vectors.T), axis=1)[:, :5]
     assert np.array_equal(rows, expected)
     assert np.array_equal(index.vectors(np.array([7, 200_000])), vectors[[7, 200_000]])
+
+
+@pytest.mark.parametrize(
+    ("passages", "queries", "memory", "kind"),
+    [
+        (100_000, 10**6, None, "exact"),
+        (100_001, 20_000, None, "exact"),
+        (100_001, 20_001, None, "hnsw"),
+        (100_001, 0, None, "hnsw"),
+        (2_000_000, 10**6, 10**13, "hnsw"),
+        (2_000_001, 10**6, 10**13, "ivf"),
+        (2_000_001, 10**6, 10**9, "exact"),
+    ],
+)
+def test_the_size_rule_and_its_reason(
+    passages: int, queries: int, memory: int | None, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of docs/scale.md, at its borders."""
+    with caplog.at_level("INFO", "sparring"):
+        assert choose_kind(passages, 384, queries, memory=memory) == kind
+    (said,) = caplog.messages
+    assert said.startswith(f"index: {kind} for {passages:,} passages")
+    assert said.endswith(")")
