@@ -73,8 +73,9 @@ class ModelFiles:
         try:
             model = load_retriever(self.model, **self.options)
         except InputError as error:
-            told = {name: getattr(error, name) for name in ("where", "expected", "got")}
-            raise InputError(error.what, **told, fix=error.fix or _SHARED) from None
+            where = str(Path(error.where).expanduser()) if error.where.startswith("~") else error.where
+            fix = error.fix or _SHARED
+            raise InputError(error.what, where=where, expected=error.expected, got=error.got, fix=fix) from None
         if (found := model.fingerprint()) != self.fingerprint:
             raise InputError(
                 "this node has another model", where=self.model, expected=f"fingerprint {self.fingerprint[:12]}",
