@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from sparring.machine import cpus
 from sparring.types import InputError
@@ -29,6 +29,7 @@ logger = logging.getLogger("sparring")
 
 T = TypeVar("T")
 Answer = dict[str, Any]
+_Told: TypeAlias = "queue.Queue[tuple[T | None, BaseException | None]]"
 
 LOCAL = "local"
 _AGAIN = "run the same command again: it goes on from the shards that are finished"
@@ -60,7 +61,7 @@ class Cluster:
     workers: int = 0
     shard: int = 8192
     timeout: float = 1800.0
-    start_timeout: float = 60.0
+    start_timeout: float = 120.0
 
     @property
     def place(self) -> str:
@@ -81,14 +82,36 @@ class Cluster:
             return
         if self.place != LOCAL:
             _require_answer(self.place, self.start_timeout)
-        _within(self.start_timeout, lambda: self._connect(ray), "Ray did not start in time", self.place)
+        told: _Told[None] = queue.Queue()
+        leave = threading.Event()
+        threading.Thread(target=self._keep, args=(ray, told, leave), daemon=True).start()
+        _awaited(told, self.start_timeout, "Ray did not start in time", self.place)
         try:
             yield ray
         finally:
+            leave.set()
             try:
-                _within(self.start_timeout, ray.shutdown, "Ray did not stop in time", self.place)
+                _awaited(told, self.start_timeout, "Ray did not stop in time", self.place)
             except InputError as error:
                 logger.warning("%s", error)
+
+    def _keep(self, ray: Any, told: _Told[None], leave: threading.Event) -> None:
+        """In a thread that lives as long as the connection: the kernel ends what Ray has started with the thread that
+        started it."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._connect(ray)
+        except BaseException as error:
+            told.put((None, error))
+            return
+        told.put((None, None))
+        leave.wait()
+        try:
+            ray.shutdown()
+            told.put((None, None))
+        except BaseException as error:
+            told.put((None, error))
 
     def _connect(self, ray: Any) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -96,7 +119,7 @@ class Cluster:
             options |= {"num_cpus": (self.workers or cpus().usable) + 1, "include_dashboard": False}
         try:
             ray.init(address=self.place, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # Ray's client exits where it gives up
             raise InputError(
                 "Ray cannot be used", where=self.place, got=_first_line(error),
                 fix="see that the address, the token (RAY_AUTH_TOKEN) and the version of Ray are the cluster's",
@@ -305,19 +328,22 @@ def _require_answer(address: str, seconds: float) -> None:
 
 def _within(seconds: float, call: Callable[[], T], what: str, where: str) -> T:
     """What a call returns; InputError when it takes longer (its thread is left behind)."""
-    results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+    told: _Told[T] = queue.Queue()
 
     def run() -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                results.put((call(), None))
+            told.put((call(), None))
         except BaseException as error:
-            results.put((None, error))
+            told.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
+    return _awaited(told, seconds, what, where)
+
+
+def _awaited(told: _Told[T], seconds: float, what: str, where: str) -> T:
+    """What another thread tells: a value or an error, which is raised; InputError when it takes longer."""
     try:
-        value, error = results.get(timeout=seconds)
+        value, error = told.get(timeout=seconds)
     except queue.Empty:
         fix = "see whether the nodes are up (ray status), and start it again"
         raise InputError(what, where=where, expected=f"an answer in {seconds:g} s", fix=fix) from None
