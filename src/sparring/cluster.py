@@ -36,6 +36,7 @@ _AGAIN = "run the same command again: it goes on from the shards that are finish
 _FIELDS = ("what", "where", "expected", "got", "fix")
 _TASK_RETRIES = 3  # attempts at a shard after its worker died; workers themselves are started again without limit
 _POLL = 0.2
+_LATER = 30.0
 
 
 class Work(Protocol):
@@ -170,7 +171,7 @@ class Cluster:
         """
         with self.connected() as ray:
             workers, gpus = self._room(ray)
-            rows = _job(ray, make, arguments, items, min(workers, len(items)), gpus)
+            rows = self._job(ray, make, arguments, items, min(workers, len(items)), gpus)
             answers: queue.Queue[Answer | Exception | None] = queue.Queue()
             stop = threading.Event()
             threading.Thread(target=_forward, args=(rows, answers, stop), daemon=True).start()
@@ -179,6 +180,24 @@ class Cluster:
                     yield answer
             finally:
                 stop.set()
+
+    def _job(
+        self, ray: Any, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], workers: int,
+        gpus: int,
+    ) -> Any:  # fmt: skip
+        """A lazy Ray Data set of answers: one block an item, so that a worker's death costs one item."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray warns of its own defaults
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = context.print_on_execution_start = False
+            context.execution_no_progress_timeout_s = self.timeout + _LATER  # ends the job, should this process not
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            told = [{"item": json.dumps(item)} for item in items]
+            return ray.data.from_items(told, override_num_blocks=len(items)).map(
+                _Worker, fn_constructor_args=(make, arguments), num_cpus=1, num_gpus=gpus, max_restarts=-1,
+                compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+                max_task_retries=_TASK_RETRIES,
+            )  # fmt: skip
 
     def _next(self, answers: queue.Queue[Answer | Exception | None]) -> Answer | None:
         try:
@@ -193,24 +212,6 @@ class Cluster:
         if found is not None and "error" in found:
             raise _worker_error(found["error"])
         return found
-
-
-def _job(
-    ray: Any, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], workers: int, gpus: int
-) -> Any:
-    """A lazy Ray Data set of answers: one block an item, so that a worker's death costs one item."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray warns of its own defaults
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        told = [{"item": json.dumps(item)} for item in items]
-        return ray.data.from_items(told, override_num_blocks=len(items)).map(
-            _Worker, fn_constructor_args=(make, arguments), num_cpus=1, num_gpus=gpus, max_restarts=-1,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-            max_task_retries=_TASK_RETRIES,
-        )  # fmt: skip
 
 
 def _forward(rows: Any, answers: queue.Queue[Answer | Exception | None], stop: threading.Event) -> None:

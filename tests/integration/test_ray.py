@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 import torch
 from cli_fixtures import call, settings, write_toy
 
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}  # read when ray is imported
 pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as Nodes
