@@ -25,6 +25,7 @@ from sparring.recipes.settings import DEFAULT_ARMS
 from sparring.types import InputError
 
 if TYPE_CHECKING:
+    from sparring.cluster import Cluster
     from sparring.data import Dataset
 
 PATH = click.Path(path_type=Path)
@@ -112,6 +113,28 @@ def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
 def _corrections(function: Callable[..., Any]) -> Callable[..., Any]:
     text = "Audit table with your verdicts on mined negatives; repeatable."
     return click.option("--corrections", multiple=True, type=PATH, help=text)(function)
+
+
+def _engine(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option(
+            "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="In this process, or as Ray Data jobs on a cluster (docs/scale.md).",
+        ),
+        click.option("--ray-address", default="", metavar="HOST:PORT", help="Default: $RAY_ADDRESS, or this machine."),
+        click.option("--ray-workers", type=NUMBER, default=0, help="Default: one a GPU, or one for each CPU but one."),
+        click.option("--ray-shard", type=COUNT, default=8192, show_default=True, help="Rows a worker does at a time."),
+        click.option("--ray-timeout", type=COUNT, default=1800, show_default=True, help="Seconds a shard may take."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _cluster(engine: str, address: str, workers: int, shard: int, timeout: int) -> Cluster | None:
+    from sparring.cluster import Cluster
+
+    return Cluster(address, workers, shard, timeout) if engine == "ray" else None
 
 
 def _max_length(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -495,21 +518,24 @@ def audit(
 @_precision
 @_pooling
 @_max_length
+@_engine
 @_trust
 def encode(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     retriever: str, kind: Literal["passage", "query"], out: Path, batch_tokens: int, precision: str, pooling: str,
-    max_length: int, trust_remote_code: bool,
+    max_length: int, engine: str, ray_address: str, ray_workers: int, ray_shard: int, ray_timeout: int,
+    trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Embed all passages (or queries); continues where an interrupted call stopped. Ids go to OUT.ids.txt."""
     from sparring.recipes.standalone import encode_to
 
     with _stoppable(_command(), out):
+        cluster = _cluster(engine, ray_address, ray_workers, ray_shard, ray_timeout)
         dataset = _load(data, corpus, queries, qrels, no_titles)
         count, dim = encode_to(
             dataset, retriever, kind, out,
             batch_tokens=batch_tokens, precision=precision, pooling=pooling, max_length=max_length,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust_remote_code, cluster=cluster,
         )  # fmt: skip
     click.echo(f"{out}: {count} {'passages' if kind == 'passage' else 'queries'} x {dim}")
 
@@ -533,16 +559,21 @@ def index(embeddings: Path, kind: Literal["exact", "hnsw", "ivf", "faiss"], out:
 
 
 @main.command()
-@click.option("--index", "index_file", required=True, type=PATH, help="From `sparring index`.")
+@click.option("--index", "index_file", type=PATH, help="From `sparring index`; not needed with --engine ray.")
 @click.option("--passages", required=True, type=PATH, help="Embeddings that were indexed (with .ids.txt).")
 @click.option("--query-embeddings", "queries", required=True, type=PATH, help="From `encode --kind query`.")
 @click.option("-k", type=COUNT, default=100, show_default=True, help="Passages per query.")
 @click.option("--out", required=True, type=PATH, help="A TREC run file.")
-def search(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> None:
-    """Search an index with query embeddings; writes a TREC run."""
+@_engine
+def search(
+    index_file: Path | None, passages: Path, queries: Path, k: int, out: Path, engine: str, ray_address: str,
+    ray_workers: int, ray_shard: int, ray_timeout: int,
+) -> None:  # fmt: skip
+    """Search an index with query embeddings; writes a TREC run. A cluster searches the embeddings, exactly."""
     from sparring.recipes.standalone import search_to
 
-    click.echo(f"{out}: {search_to(index_file, passages, queries, k, out)} queries")
+    cluster = _cluster(engine, ray_address, ray_workers, ray_shard, ray_timeout)
+    click.echo(f"{out}: {search_to(index_file, passages, queries, k, out, cluster=cluster)} queries")
 
 
 @main.command()

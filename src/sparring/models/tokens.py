@@ -78,6 +78,7 @@ class TokenStore:
         prompt: text that was put before each text.
         tokenizer: fingerprint of the tokenizer.
         fingerprint: identifies tokenizer, texts, prompt, cap and file format.
+        folder: where the store is on disk; ``None`` for one in memory.
     """
 
     ids: np.ndarray
@@ -87,6 +88,7 @@ class TokenStore:
     prompt: str
     tokenizer: str
     fingerprint: str
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -108,15 +110,19 @@ class TokenStore:
         flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
         digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
         return replace(
-            self, ids=self.ids[flat], offsets=offsets, true_lengths=self.true_lengths[rows], fingerprint=digest
-        )
+            self, ids=self.ids[flat], offsets=offsets, true_lengths=self.true_lengths[rows], fingerprint=digest,
+            folder=None,
+        )  # fmt: skip
 
     @classmethod
-    def open(cls, folder: Path) -> TokenStore:
-        """Memory-map a store that ``tokenize`` wrote. InputError when a file of it is missing, cut or changed."""
+    def open(cls, folder: Path, *, check: bool = True) -> TokenStore:
+        """Memory-map a store that ``tokenize`` wrote. InputError when a file of it is missing, cut or changed.
+
+        ``check``: read all of it for its checksums; without, only the manifest's is looked at.
+        """
         again = f"delete {folder}; it is made again"
         manifest = read_sealed(folder / "manifest.json", "a store of tokens", fix=again)
-        if wrong := damaged(folder, manifest["files"]):
+        if check and (wrong := damaged(folder, manifest["files"])):
             where = str(folder / wrong[0])
             raise InputError("A token file is damaged.", where=where, expected="the file as it was written", fix=again)
         settings = {key: manifest[key] for key in ("limit", "prompt", "tokenizer", "fingerprint")}
@@ -124,7 +130,7 @@ class TokenStore:
         flat = np.memmap(ids, dtype="<i4", mode="r") if ids.stat().st_size else np.empty(0, np.int32)
         offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
         true_lengths = np.load(folder / "true_lengths.npy", mmap_mode="r", allow_pickle=False)
-        return cls(ids=flat, offsets=offsets, true_lengths=true_lengths, **settings)
+        return cls(ids=flat, offsets=offsets, true_lengths=true_lengths, folder=folder, **settings)
 
 
 def tokenize(

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,40 @@ from sparring.models import Retriever, TokenStore
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
+from sparring.phases.parts import save_part, whole_part
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
 
 CODE = f"sparring {__version__}, torch {torch.__version__}, transformers {version('transformers')}"
 """The code that makes embeddings of tokens: shards of another version are not used."""
+SHARD = 8192
+"""Rows of a shard."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Shards that have to be made.
+
+    Attributes:
+        parts: the folder that they go into.
+        starts: their first rows, of a store of ``rows``.
+        size: rows of a shard.
+        tokens: padded tokens of one forward.
+        dtype: autocast precision of the forward.
+    """
+
+    parts: Path
+    starts: Sequence[int]
+    rows: int
+    size: int
+    kind: Kind
+    tokens: int
+    dtype: torch.dtype | None
+
+
+Elsewhere = Callable[[Missing], Iterable[tuple[int, Path]]]
+"""Makes shards in other processes; gives each one's first row and file as it is finished."""
 
 
 def encode(
@@ -36,9 +66,10 @@ def encode(
     *,
     out: Path | None = None,
     token_budget: int = 16384,
-    shard: int = 8192,
+    shard: int = SHARD,
     dtype: torch.dtype | None = None,
     progress: str = "",
+    elsewhere: Elsewhere | None = None,
 ) -> np.ndarray:
     """Embeddings of all texts of a store, in evaluation mode and without gradients.
 
@@ -55,6 +86,7 @@ def encode(
         shard: rows of one shard; rows are sorted by length within a shard.
         dtype: autocast precision of the forward; ``None`` is none. Embeddings are float32 either way.
         progress: label of the progress bar.
+        elsewhere: makes the shards, where there is more than one to make and ``out`` is given; ``None``: this process.
 
     Returns:
         float32 [N, d]; memory-mapped when ``out`` is given.
@@ -66,7 +98,7 @@ def encode(
     budget = Budget(token_budget, f"encoding {kind}s")
     with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
         if out is None:
-            shards = [_shard(retriever, store, kind, start, shard, budget, bar) for start in starts]
+            shards = [embed_shard(retriever, store, kind, start, shard, budget, bar) for start in starts]
             return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
         manifest = _manifest(retriever, store, kind, dtype, shard)
         _read_note(_note(out))  # another program's file of this name is not overwritten
@@ -75,34 +107,39 @@ def encode(
         else:
             parts = out.with_name(f".{out.name}.{manifest['fingerprint'][:16]}.parts")
             parts.mkdir(parents=True, exist_ok=True)
-            paths = []
-            for start in starts:
-                path = _whole_shard(parts, start)
-                if path is not None:
+            paths = {start: path for start in starts if (path := whole_part(parts, start, ".npy")) is not None}
+            bar.update(sum(min(shard, len(store) - start) for start in paths))
+            todo = [start for start in starts if start not in paths]
+            if elsewhere is not None and len(todo) > 1:
+                missing = Missing(parts, todo, len(store), shard, kind, token_budget, dtype)
+                for start, path in elsewhere(missing):
+                    paths[start] = path
                     bar.update(min(shard, len(store) - start))
-                else:
-                    path = _save(parts, start, _shard(retriever, store, kind, start, shard, budget, bar))
-                paths.append(path)
-            _assemble(out, manifest, paths)
+            else:
+                for start in todo:
+                    paths[start] = _save(parts, start, embed_shard(retriever, store, kind, start, shard, budget, bar))
+            _assemble(out, manifest, [paths[start] for start in starts])
             for stale in out.parent.glob(f".{glob_escape(out.name)}.*.parts"):  # also of other weights or texts
                 shutil.rmtree(stale, ignore_errors=True)
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _shard(
-    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget, bar: Any
+def embed_shard(
+    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget, bar: Any = None
 ) -> np.ndarray:
     """Embeddings of the rows ``start .. start + size``, float32 [rows, d], in row order."""
     rows = np.arange(start, min(start + size, len(store)))
-    before = bar.n
+    before = bar.n if bar is not None else 0
 
     def embedded(tokens: int) -> np.ndarray:
-        bar.update(before - bar.n)  # back, where an attempt failed
+        if bar is not None:
+            bar.update(before - bar.n)  # back, where an attempt failed
         batches = retriever.batches(store, rows, kind, token_budget=tokens)
         vectors = []
         for inputs in batches.inputs:
             vectors.append(retriever.embed(inputs, kind))
-            bar.update(len(vectors[-1]))
+            if bar is not None:
+                bar.update(len(vectors[-1]))
         joined: np.ndarray = torch.cat(vectors).cpu().numpy()
         return joined[batches.restore.numpy()]
 
@@ -158,23 +195,7 @@ def _read_note(note: Path) -> dict[str, Any]:
 
 
 def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
-    """Write a shard aside and rename it to its first row and the start of its SHA-256."""
-    with files.scratch(parts / f"{start:012d}.{os.getpid()}.tmp") as partial:
-        with partial.open("wb") as file:
-            np.save(file, vectors)
-        path = parts / f"{start:012d}-{files.sha256(partial)[:16]}.npy"
-        os.replace(partial, path)
-    return path
-
-
-def _whole_shard(parts: Path, start: int) -> Path | None:
-    """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
-    for path in parts.glob(f"{start:012d}-*.npy"):
-        if path.stem.rpartition("-")[2] == files.sha256(path)[:16]:
-            return path
-        logger.warning("%s is damaged: it is encoded again", path)
-        path.unlink()
-    return None
+    return save_part(parts, start, ".npy", lambda file: np.save(file, vectors))
 
 
 def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:

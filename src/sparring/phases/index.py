@@ -28,6 +28,8 @@ from sparring.types import InputError
 logger = logging.getLogger("sparring")
 
 Kind = Literal["exact", "hnsw", "ivf"]
+Lists = tuple[np.ndarray, np.ndarray]
+"""Scores [Q, K] and rows [Q, K], best first."""
 
 EXACT_PASSAGES, EXACT_QUERIES, HNSW_PASSAGES = 100_000, 20_000, 2_000_000
 """The size rule: see `choose_kind`."""
@@ -112,6 +114,22 @@ class _Remote:
         return np.array(self.vectors[rows], dtype=np.float32)
 
 
+def require_queries(queries: np.ndarray, k: int, dim: int) -> None:
+    """InputError unless these can be searched for in embeddings of ``dim`` dimensions."""
+    if k < 1:
+        raise InputError("a search needs at least one result", where="k", expected="1 or more", got=str(k))
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InputError(
+            "queries and index have different dimensions",
+            where="query embeddings",
+            expected=f"[Q, {dim}]",
+            got=str(list(queries.shape)),
+            fix="encode the queries with the model that encoded the passages",
+        )
+    if not np.isfinite(queries).all():
+        raise InputError("query embeddings contain NaN or infinity", where="query embeddings")
+
+
 class Index:
     """Passages searchable by inner product; made by :func:`build_index` or :meth:`load`."""
 
@@ -141,7 +159,7 @@ class Index:
         Raises:
             InputError: k < 1, another dimension than the index, or scores that are not numbers.
         """
-        self._check(queries, k)
+        require_queries(queries, k, self.dim)
         k = min(k, len(self))
         if k > self._most:
             limit = f"up to {self._most}"
@@ -156,20 +174,6 @@ class Index:
                 scores[part], rows[part] = self._search_block(block, k)
                 bar.update(len(block))
         return scores, rows
-
-    def _check(self, queries: np.ndarray, k: int) -> None:
-        if k < 1:
-            raise InputError("a search needs at least one result", where="k", expected="1 or more", got=str(k))
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise InputError(
-                "queries and index have different dimensions",
-                where="query embeddings",
-                expected=f"[Q, {self.dim}]",
-                got=str(list(queries.shape)),
-                fix="encode the queries with the model that encoded the passages",
-            )
-        if not np.isfinite(queries).all():
-            raise InputError("query embeddings contain NaN or infinity", where="query embeddings")
 
     @property
     def _most(self) -> int:
@@ -195,7 +199,7 @@ class Index:
         scores[rows < 0] = -np.inf
         open_ = np.flatnonzero((scores[:, :-1] <= scores[:, 1:]).any(axis=1))  # lists with equal scores, or unordered
         some, of_row = scores[open_], rows[open_]
-        order = np.lexsort((np.where(of_row < 0, len(self), of_row), -some), axis=1)
+        order = _best_first(some, of_row)
         scores[open_], rows[open_] = np.take_along_axis(some, order, 1), np.take_along_axis(of_row, order, 1)
         return scores, rows
 
@@ -247,7 +251,24 @@ class Index:
         return cls(_Flat(vectors, handle), "exact")
 
 
-def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0) -> Index:
+def merged(one: Lists, other: Lists, k: int) -> Lists:
+    """The best k of two sets of ranked lists of the same queries, equal scores ordered by row.
+
+    Both are scores [Q, any] and rows [Q, any], filled up with score -inf and row -1; so is what comes back.
+    """
+    scores, rows = np.concatenate([one[0], other[0]], axis=1), np.concatenate([one[1], other[1]], axis=1)
+    order = _best_first(scores, rows)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _best_first(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The order of each list: by falling score, then by row, what is no result last."""
+    return np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
+
+
+def build_index(
+    embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0, first: int = 0
+) -> Index:
     """Index passage embeddings [N, d] (an array or a memory map; row i is passage row i) for inner product.
 
     An exact index keeps the array itself, which must not change while it is in use; the others copy it.
@@ -257,6 +278,7 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
             (graph with 32 links) or "ivf" (clusters, 4 sqrt(N) of them, of which ``nprobe`` are searched). The
             approximate kinds keep full float32 vectors.
         seed: draws the passages on which the "ivf" clusters are trained.
+        first: row of the first embedding in a larger array, for messages.
 
     Raises:
         InputError: no passages, an unknown kind, or embeddings with NaN or infinity.
@@ -266,7 +288,7 @@ def build_index(embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 6
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
     flat = _Flat(embeddings)
     handle: Any = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
-    for block in _finite(flat):
+    for block in _finite(flat, first):
         if kind != "exact":
             handle.add(block)
     if kind == "ivf":
@@ -331,13 +353,13 @@ def _require_passages(embeddings: np.ndarray) -> None:
         raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
 
 
-def _finite(flat: _Flat) -> Iterator[np.ndarray]:
-    """Blocks of the passages; InputError names the first row that is not finite."""
+def _finite(flat: _Flat, first: int = 0) -> Iterator[np.ndarray]:
+    """Blocks of the passages; InputError names the first row that is not finite, counted from ``first``."""
     for start in range(0, flat.ntotal, _ADD_BLOCK):
         block = flat.block(start, _ADD_BLOCK)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
-            where = f"passage row {start + bad[0]}"
+            where = f"passage row {first + start + bad[0]}"
             raise InputError("an embedding contains NaN or infinity", where=where, fix="encode it again in fp32")
         yield block
 

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sparring import __version__
+from sparring.cluster import Cluster
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, processes, rank
@@ -32,7 +33,7 @@ from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
-from sparring.phases.encode import encode
+from sparring.phases.encode import SHARD, Elsewhere, encode
 from sparring.phases.evaluate import CASCADE, Table, ThreeRows, three_rows
 from sparring.phases.fit import (
     Feed,
@@ -51,6 +52,7 @@ from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, 
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
+from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.focused import Refocused, Searched, Wanted, last_lists, refocus, search
 from sparring.recipes.generation import Generation, Lists, Vectors
@@ -336,7 +338,7 @@ class Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         older = previous if self.config.reencode == "focused" and previous and previous.vectors else None
         if older is None:
-            queries, found = self._whole(name, folder)
+            queries, found = self._whole(name, folder, max(depth, self.config.mine_depth))
         else:
             queries = self._encode_queries(name)
             found = self.run.phase(
@@ -344,7 +346,7 @@ class Experiment:
             )
         lists = {self.dev.name: self._scaled(found.lists["dev"])}
         if found.fresh.all():
-            of_test = found.index.search(queries[self.test.rows], self.config.search_depth)
+            of_test = found.lists.get("test") or found.index.search(queries[self.test.rows], self.config.search_depth)
             lists[self.test.name] = self._scaled(of_test)
         index = Searched(found.index, found.lists["train"]) if "train" in found.lists else found.index
         pools = self.run.phase(
@@ -374,14 +376,21 @@ class Experiment:
         """
         return self.refresh(f"{generation.name}-full", generation, complete=True) if generation.mixed else generation
 
-    def _whole(self, name: str, folder: Path) -> tuple[np.ndarray, Refocused]:
-        """Every passage encoded and indexed.  -> the queries' embeddings, and what dev found"""
+    def _whole(self, name: str, folder: Path, mined: int) -> tuple[np.ndarray, Refocused]:
+        """Every passage encoded and indexed.  -> the queries' embeddings, and what dev found; on a cluster, what all
+        queries found, as one job: training's at depth ``mined``"""
+        cluster = self.config.cluster()
         corpus = self.run.phase(
             f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
             out=folder / "passages.npy", token_budget=self.encode_tokens, dtype=self.dtype,
-            progress=f"{name}: encode passages",
+            progress=f"{name}: encode passages", shard=cluster.shard if cluster else SHARD,
+            elsewhere=self._workers(cluster, folder / "model") if cluster else None,
         )  # fmt: skip
         queries = self._encode_queries(name)
+        if cluster:
+            spread = ShardedIndex(folder / "passages.npy", cluster)
+            lists = self.run.phase(f"{name}-search", self._search_all, spread, queries, mined)
+            return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), spread, lists, {})
         index = self.run.phase(f"{name}-index", self._index, name, corpus)
         dev = index.search(queries[self.dev.rows], self.config.search_depth)
         return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), index, {"dev": dev}, {})
@@ -408,6 +417,23 @@ class Experiment:
         name = re.sub("[^a-z0-9]+", "_", folder.name.lower()).strip("_")[:20]
         number = f"_p{rank()}" if processes() > 1 else ""
         return f"sparring_{name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}{number}"
+
+    def _workers(self, cluster: Cluster, folder: Path) -> Elsewhere:
+        """Workers that encode passages with the retriever as it is now, whose files are put into the folder."""
+        model = ModelFiles.saved(self.retriever, folder, trust_remote_code=self.config.trust_remote_code)
+        return on_cluster(cluster, model, self.feed.retriever_passages, tokens=self.config.encode_tokens)
+
+    def _search_all(self, index: ShardedIndex, queries: np.ndarray, mined: int) -> dict[str, Lists]:
+        """Lists of the queries of all three splits, from one search."""
+        depths = {"dev": self.config.search_depth, "test": self.config.search_depth, "train": mined}
+        rows = {"dev": self.dev.rows, "test": self.test.rows, "train": self.train_rows}
+        asked = queries[np.concatenate([rows[split] for split in depths])]
+        scores, found = index.search(asked, max(depths.values()), progress="search all splits")
+        ends = np.cumsum([len(rows[split]) for split in depths])
+        return {
+            split: (scores[end - len(rows[split]) : end, :depth], found[end - len(rows[split]) : end, :depth])
+            for (split, depth), end in zip(depths.items(), ends, strict=True)
+        }
 
     def _encode_queries(self, name: str) -> np.ndarray:
         return encode(

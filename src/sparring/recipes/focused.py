@@ -18,6 +18,7 @@ import numpy as np
 
 from sparring.phases.focus import Missed, entered, missed, outside, union
 from sparring.phases.index import Index, build_index
+from sparring.phases.sharded import ShardedIndex
 from sparring.recipes.generation import Generation, Lists
 
 logger = logging.getLogger("sparring")
@@ -47,7 +48,7 @@ class Refocused:
 
     vectors: np.ndarray
     fresh: np.ndarray
-    index: Index
+    index: Index | ShardedIndex
     lists: Mapping[str, Lists]
     facts: Mapping[str, Any]
 
@@ -56,7 +57,7 @@ class Refocused:
 class Searched:
     """An index that has been asked already: what mining needs of it."""
 
-    index: Index
+    index: Index | ShardedIndex
     lists: Lists
 
     def search(self, queries: np.ndarray, k: int, *, progress: str = "") -> Lists:  # noqa: ARG002

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sparring.cluster import Cluster
 from sparring.config import at_least, one_of, within
 from sparring.stores.address import check_index
 from sparring.types import InputError
@@ -51,10 +52,20 @@ class RunConfig:
     """Padded tokens in one forward of encoding and scoring; 0 is automatic: 2,048 on a CPU, 16,384 elsewhere."""
     gradient_cache: bool = False
     """Recompute activations chunk by chunk, so that lists of any length fit; costs one more forward."""
-    index: str = "faiss"
-    """Where mining and evaluation search. faiss: in memory, exact up to a size and approximate above it, by a rule that
-    the log prints (docs/scale.md); exact, hnsw, ivf: this kind of faiss index; milvus:URI: a Milvus server
+    index: str = "exact"
+    """Where mining and evaluation search. exact, hnsw, ivf: this kind of faiss index, in memory; faiss: exact up to a
+    size and approximate above it, by a rule that the log prints (docs/scale.md); milvus:URI: a Milvus server
     (http://host:port) or a file of milvus-lite, a new collection for each refresh."""
+    engine: Literal["local", "ray"] = "local"
+    """Where a refresh encodes passages and mines: in this process, or as Ray Data jobs (docs/scale.md)."""
+    ray_address: str = ""
+    """ray: host:port of the cluster; empty is $RAY_ADDRESS, or else a Ray of this machine's own."""
+    ray_workers: int = 0
+    """ray: worker processes; 0 is one for each GPU, or one for each CPU but one."""
+    ray_shard: int = 8192
+    """ray: passages that a worker encodes or searches at a time, at least; what its death costs."""
+    ray_timeout: int = 1800
+    """ray: seconds in which at least one shard must be finished, start of the workers included."""
     mine_depth: int = 100
     """Passages per training query from which negatives are drawn."""
     reencode: Literal["all", "focused"] = "all"
@@ -120,6 +131,15 @@ class RunConfig:
         one_of("visit", self.visit, ("list", "query"))
         check_index(self.index)
         one_of("reencode", self.reencode, ("all", "focused"))
+        one_of("engine", self.engine, ("local", "ray"))
+        at_least(0, ray_workers=self.ray_workers)
+        at_least(1, ray_shard=self.ray_shard, ray_timeout=self.ray_timeout)
+        if self.engine == "ray" and (self.index != "exact" or self.reencode != "all"):
+            raise InputError(
+                "the workers of a cluster encode all passages and search exactly", where="run.engine",
+                expected='index = "exact", reencode = "all"', got=f"index = {self.index}, reencode = {self.reencode}",
+                fix='take these, or engine = "local"',
+            )  # fmt: skip
         if self.reencode == "focused" and self.index not in ("faiss", "exact"):
             raise InputError(
                 "a focused refresh searches exactly: else what it misses cannot be told from what the index misses",
@@ -129,6 +149,12 @@ class RunConfig:
         one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
         one_of("checkpoints", self.checkpoints, ("none", "run", "rounds"))
         one_of("select_by", self.select_by, self.measures)
+
+    def cluster(self) -> Cluster | None:
+        """The cluster that a refresh uses; None for this process."""
+        if self.engine == "local":
+            return None
+        return Cluster(self.ray_address, self.ray_workers, self.ray_shard, self.ray_timeout)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sparring import __version__, files
+from sparring.cluster import Cluster
 from sparring.data import Dataset, default_cache, read_run, write_run
 from sparring.data.corrections import SPLIT, Corrections, read_corrections
 from sparring.distributed import choose_device, choose_precision, choose_tokens
@@ -23,7 +24,7 @@ from sparring.log import Metrics, table
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.phases import export as exporting
 from sparring.phases.bm25 import Bm25
-from sparring.phases.encode import encode
+from sparring.phases.encode import SHARD, encode
 from sparring.phases.evaluate import (
     CASCADE,
     RETRIEVER,
@@ -39,6 +40,7 @@ from sparring.phases.index import Index, Kind, build_index, choose_kind
 from sparring.phases.mine import denoise, mine, pools_from_lists, positives_of, report
 from sparring.phases.pools import Method, Pools, draw, trainable
 from sparring.phases.rerank import rerank, score_pairs
+from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.experiment import choose_split
 from sparring.rundir import Lock, RunDir, make_folder, require_unused
@@ -112,19 +114,32 @@ def encode_to(
     pooling: str = "mean",
     max_length: int = 0,
     trust_remote_code: bool = False,
+    cluster: Cluster | None = None,
 ) -> tuple[int, int]:
-    """Embeddings into a .npy file, ids in the same order into OUT.ids.txt.  -> (rows, d)"""
+    """Embeddings into a .npy file, ids in the same order into OUT.ids.txt.  -> (rows, d)
+
+    ``cluster``: its workers encode the shards, where there is more than one.
+    """
     with alone(out):
         texts = dataset.corpus if kind == "passage" else dataset.queries
         ids = _ids_file(out)
         lines = "".join(f"{texts.id(row)}\n" for row in range(len(texts))).encode()
         if ids.exists() and ids.read_bytes() != lines:
             raise InputError("the output already exists, with other ids", where=str(ids), fix="choose another --out")
-        model = load_retriever(retriever, pooling=pooling, max_length=max_length, trust_remote_code=trust_remote_code)
+        if cluster:
+            cluster.check()
+        options: dict[str, Any] = {"pooling": pooling, "max_length": max_length, "trust_remote_code": trust_remote_code}
+        model = load_retriever(retriever, **options)
         model.to(choose_device().value)
         store = model.tokenize(texts, kind, default_cache() / "tokens")
         tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
-        vectors = encode(model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision))
+        workers = None
+        if cluster:
+            workers = on_cluster(cluster, ModelFiles.named(retriever, model, **options), store, tokens=batch_tokens)
+        vectors = encode(
+            model, store, kind, out=out, token_budget=tokens, dtype=autocast_type(precision),
+            shard=cluster.shard if cluster else SHARD, elsewhere=workers,
+        )  # fmt: skip
         if not ids.exists():
             with new_file(ids) as partial:
                 partial.write_bytes(lines)
@@ -202,25 +217,56 @@ def index_to(embeddings: Path, kind: Kind | Literal["faiss"], out: Path) -> tupl
     return len(vectors), kind
 
 
-def search_to(index_file: Path, passages: Path, queries: Path, k: int, out: Path) -> int:
-    """A TREC run from an index and query embeddings.  -> queries"""
+def search_to(
+    index_file: Path | None, passages: Path, queries: Path, k: int, out: Path, *, cluster: Cluster | None = None
+) -> int:
+    """A TREC run from an index and query embeddings.  -> queries
+
+    ``cluster``: its workers search the passages' embeddings exactly; an index may be named, and must then be an exact
+    one of these embeddings.
+    """
     with new_file(out) as partial:
-        run = _searched(index_file, passages, queries, k)
+        if cluster is None and index_file is None:
+            raise InputError("an index is missing", expected="--index FILE", fix="build it: sparring index")
+        if cluster:
+            run = _searched_by(cluster, index_file, passages, queries, k)
+        else:
+            assert index_file is not None
+            run = _searched(index_file, passages, queries, k)
         write_run(run, partial)
     return len(run)
 
 
-def _searched(index_file: Path, passages: Path, queries: Path, k: int) -> Run:
+def _searched_by(cluster: Cluster, index_file: Path | None, passages: Path, queries: Path, k: int) -> Run:
+    cluster.check()
+    _, passage_ids = read_embeddings(passages)
+    vectors, query_ids = read_embeddings(queries)
+    if index_file is not None and (kind := _require_index_of(index_file, passages)["kind"]) != "exact":
+        raise InputError(
+            "a cluster searches exactly", where=str(index_file), expected="an exact index, or none", got=str(kind),
+            fix="leave --index out, or --engine ray",
+        )  # fmt: skip
+    scores, rows = ShardedIndex(passages, cluster).search(vectors, k)
+    return run_of(query_ids, lambda numbers: [passage_ids[i] for i in numbers], scores, rows)
+
+
+def _require_index_of(index_file: Path, passages: Path) -> dict[str, Any]:
+    """The note beside an index, which must have been built from these embeddings."""
     if not index_file.is_file() or not note_of(index_file).is_file():
         missing = index_file if not index_file.is_file() else note_of(index_file)
         raise InputError("no such file", where=str(missing), expected="what `sparring index` wrote")
     note = require_as_noted(index_file, "the index", fix="remove it and its .json, and build it again")
-    _, passage_ids = read_embeddings(passages)
     if note.get("embeddings") != files.sha256(passages):
         raise InputError(
             "the index was built from other embeddings", where=str(index_file), expected=str(passages),
             fix="build it again from these: sparring index",
         )  # fmt: skip
+    return note
+
+
+def _searched(index_file: Path, passages: Path, queries: Path, k: int) -> Run:
+    _, passage_ids = read_embeddings(passages)
+    _require_index_of(index_file, passages)
     found = Index.load(index_file)
     vectors, query_ids = read_embeddings(queries)
     if len(found) != len(passage_ids):

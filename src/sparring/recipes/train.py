@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,10 @@ logger = logging.getLogger("sparring")
 
 NAMES = ("warmup", *RECIPES)
 
-PIECES = ("train_tokens", "encode_tokens", "gradient_cache", "accumulate", "threads")
+PIECES = (
+    "train_tokens", "encode_tokens", "gradient_cache", "accumulate", "threads", "ray_address", "ray_workers",
+    "ray_timeout",
+)  # fmt: skip
 """What only says in which pieces a batch is worked through, and how sums are split: a stopped run may go on with
 others, and says so."""
 
@@ -188,6 +192,7 @@ def set_up(
     if not again and not goes_on:
         require_unused(Path(out))
     check_measures(settings.measures, settings.search_depth)
+    require_cluster(settings)
     place = Path(cache) if cache is not None else default_cache()
     dataset = data if isinstance(data, Dataset) else load(data, cache=place, titles=settings.titles)
     corrected = read_corrections(corrections, dataset)
@@ -239,6 +244,19 @@ def set_up(
         if held is not None:
             held.close()
         raise
+
+
+def require_cluster(settings: RunConfig) -> None:
+    """InputError unless the cluster that refreshes will use is there now; nothing without one."""
+    cluster = settings.cluster()
+    if cluster is None:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "a run of several processes refreshes in its own processes", where="run.engine", expected="local",
+            got=settings.engine, fix="train in one process, or leave run.engine out",
+        )  # fmt: skip
+    cluster.check()
 
 
 def hold(folder: Path, accelerator: Accelerator) -> Lock | None:

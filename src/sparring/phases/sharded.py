@@ -1,0 +1,312 @@
+"""Encoding and exact search by a cluster's workers: the shards, files and top-k code of one process, spread out.
+
+Workers see the same files as this process (a shared file system): the model's folder, the store of tokens, the
+embeddings. What they make are parts (`sparring.phases.parts`): a finished one is not made again, whoever dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparring import files
+from sparring.cluster import Answer, Cluster
+from sparring.distributed import choose_device, choose_tokens
+from sparring.log import progress as progress_bar
+from sparring.models import Retriever, TokenStore, load_retriever
+from sparring.models.loading import quiet_transformers
+from sparring.models.memory import Budget
+from sparring.models.modes import evaluating
+from sparring.models.retriever import Kind
+from sparring.phases.encode import CODE, Missing, embed_shard
+from sparring.phases.index import Lists, build_index, merged, require_queries
+from sparring.phases.parts import arrived, save_part, whole_part
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+_SHARED = "give all nodes the same files under the same path (a shared file system)"
+_SPANS = 64  # parts of a search, at most: each leaves up to k results a query
+_UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where every node finds the retriever.
+
+    Attributes:
+        model: folder or hub name.
+        fingerprint: what it must be when it is loaded.
+        options: of `load_retriever`.
+    """
+
+    model: str
+    fingerprint: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, model: str, retriever: Retriever, **options: Any) -> ModelFiles:
+        """The files that a retriever was loaded from, with the options that were given."""
+        folder = Path(model).expanduser()
+        return cls(str(folder.absolute()) if folder.is_dir() else model, retriever.fingerprint(), options)
+
+    @classmethod
+    def saved(cls, retriever: Retriever, folder: Path, *, trust_remote_code: bool) -> ModelFiles:
+        """The retriever as it is now, written into a folder."""
+        with quiet_transformers():
+            retriever.model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
+        options = {"similarity": retriever.similarity, "scale": retriever.scale, "trust_remote_code": trust_remote_code}
+        return cls(str(folder.absolute()), retriever.fingerprint(), options)
+
+    def load(self) -> Retriever:
+        """The model, or InputError where it is not there or another."""
+        try:
+            model = load_retriever(self.model, **self.options)
+        except InputError as error:
+            where = str(Path(error.where).expanduser()) if error.where.startswith("~") else error.where
+            fix = error.fix or _SHARED
+            raise InputError(error.what, where=where, expected=error.expected, got=error.got, fix=fix) from None
+        if (found := model.fingerprint()) != self.fingerprint:
+            raise InputError(
+                "this node has another model", where=self.model, expected=f"fingerprint {self.fingerprint[:12]}",
+                got=found[:12], fix=_SHARED,
+            )  # fmt: skip
+        return model.to(choose_device().value)
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What a `ShardEncoder` needs to know: paths and numbers. ``tokens`` 0 is chosen for its device."""
+
+    model: ModelFiles
+    store: str
+    tokens_of: str
+    parts: str
+    kind: Kind
+    size: int
+    tokens: int
+    bf16: bool
+    code: str = CODE
+
+
+class ShardEncoder:
+    """A worker: shards of one store, with one model."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        if job.code != CODE:
+            raise InputError(
+                "this node runs other code", where="versions", expected=job.code, got=CODE,
+                fix="install the same versions on every node",
+            )  # fmt: skip
+        self.job, self.parts = job, _shared(Path(job.parts))
+        self.retriever = job.model.load()
+        self.store = TokenStore.open(_shared(Path(job.store)), check=False)
+        if self.store.fingerprint != job.tokens_of:
+            raise InputError("this node has other tokens", where=job.store, fix=_SHARED)
+        tokens = choose_tokens(job.tokens, self.retriever.device.type, 16384)
+        self.budget = Budget(tokens, f"encoding {job.kind}s")
+
+    def __call__(self, item: Mapping[str, Any]) -> Answer:
+        """{"start"} -> that, and the name of the shard's file."""
+        start, dtype = item["start"], torch.bfloat16 if self.job.bf16 else None
+        path = whole_part(self.parts, start, ".npy")  # of an attempt whose answer was lost
+        if path is None:
+            with evaluating(self.retriever, dtype):
+                vectors = embed_shard(self.retriever, self.store, self.job.kind, start, self.job.size, self.budget)
+            path = save_part(self.parts, start, ".npy", lambda file: np.save(file, vectors))
+        return {"start": start, "file": path.name}
+
+
+def on_cluster(
+    cluster: Cluster,
+    model: ModelFiles,
+    store: TokenStore,
+    *,
+    tokens: int = 0,
+    worker: Callable[..., Any] = ShardEncoder,
+) -> Callable[[Missing], Iterator[tuple[int, Path]]]:
+    """What `encode` takes as ``elsewhere``. ``tokens``: padded tokens of a forward; 0: each worker's device decides."""
+    if store.folder is None:
+        raise InputError("tokens in memory cannot be sent to a cluster", fix="tokenise into a cache folder")
+    folder = store.folder
+
+    def made(missing: Missing) -> Iterator[tuple[int, Path]]:
+        job = EncodeJob(
+            model, str(folder.absolute()), store.fingerprint, str(missing.parts.absolute()), missing.kind,
+            missing.size, tokens, missing.dtype is not None,
+        )  # fmt: skip
+        with closing(cluster.map(worker, (job,), [{"start": start} for start in missing.starts])) as answers:
+            for answer in answers:
+                yield answer["start"], arrived(missing.parts / answer["file"])
+
+    return made
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """What a `SpanSearcher` needs to know."""
+
+    passages: str
+    queries: str
+    rows: int
+    parts: str
+    k: int
+
+
+class SpanSearcher:
+    """A worker: the best k of one span of passages after another, with a running top k over all spans it has done.
+
+    A span's file leaves out what its running top k has beaten already: k passages with higher scores are known, so
+    it cannot be among the best k of all, whatever becomes of this worker or of any file.
+    """
+
+    def __init__(self, job: SearchJob) -> None:
+        self.job, self.parts = job, _shared(Path(job.parts))
+        self.passages = np.load(_shared(Path(job.passages)), mmap_mode="r", allow_pickle=False)
+        self.queries = np.load(_shared(Path(job.queries)), allow_pickle=False)
+        if len(self.passages) != job.rows:
+            raise InputError("this node has other embeddings", where=job.passages, fix=_SHARED)
+        self.best = np.full((len(self.queries), job.k), -np.inf, dtype=np.float32)
+
+    def __call__(self, item: Mapping[str, Any]) -> Answer:
+        """{"start", "stop"} -> that, and the name of the span's file."""
+        start, stop = item["start"], item["stop"]
+        path = whole_part(self.parts, start, ".npz")
+        if path is None:
+            index = build_index(self.passages[start:stop], first=start)
+            scores, rows = index.search(self.queries, self.job.k, progress="")
+            open_ = scores >= self.best[:, -1:]
+            found = {
+                "offsets": np.concatenate([[0], np.cumsum(open_.sum(axis=1))]).astype(np.int64),
+                "scores": scores[open_], "rows": rows[open_] + start,
+            }  # fmt: skip
+            path = save_part(self.parts, start, ".npz", lambda file: np.savez(file, **found))  # type: ignore[arg-type]
+            self.best = -np.sort(-np.concatenate([self.best, scores], axis=1), axis=1)[:, : self.job.k]
+        return {"start": start, "stop": stop, "file": path.name}
+
+
+class ShardedIndex:
+    """Exact search of an embeddings file by a cluster's workers: what recipes use of an `Index`.
+
+    Args:
+        file: float32 [N, d] (``.npy``), which does not change.
+        span: rows that a worker searches at a time; 0 is `span_of`.
+        worker: for tests.
+    """
+
+    kind = "exact"
+
+    def __init__(
+        self, file: Path, cluster: Cluster, *, span: int = 0, worker: Callable[..., Any] = SpanSearcher
+    ) -> None:
+        self.file, self.cluster, self.worker = file, cluster, worker
+        self._passages = np.load(file, mmap_mode="r", allow_pickle=False)
+        if self._passages.ndim != 2 or not self._passages.size:
+            got = str(list(self._passages.shape))
+            raise InputError("no passages to search", where=str(file), expected="[N, d]", got=got)
+        self.span = span or span_of(len(self), cluster.shard)
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    @property
+    def dim(self) -> int:
+        """Embedding dimension d."""
+        return int(self._passages.shape[1])
+
+    def close(self) -> None:
+        """Nothing is held between searches."""
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of passage rows, float32."""
+        return np.array(self._passages[rows], dtype=np.float32)
+
+    def search(self, queries: np.ndarray, k: int, *, progress: str = "search") -> Lists:
+        """As `Index.search`: scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by row.
+
+        Finished spans are kept beside the embeddings until all are: a search that is stopped goes on.
+        """
+        require_queries(queries, k, self.dim)
+        k, spans = min(k, len(self)), range(0, len(self), self.span)
+        if len(spans) == 1 or not len(queries):
+            return build_index(self._passages).search(queries, k, progress=progress)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        parts = self._parts(queries, k)
+        best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
+        with progress_bar(progress, total=len(self), unit="passages") as bar:
+            for start, path in self._made(parts, k, spans):
+                best = _joined(best, path, k)
+                bar.update(min(self.span, len(self) - start))
+        shutil.rmtree(parts, ignore_errors=True)
+        return best
+
+    def _parts(self, queries: np.ndarray, k: int) -> Path:
+        """The folder of this search's spans; with the queries in it."""
+        note = self.file.with_name(f"{self.file.name}.json")
+        of = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else files.sha256(self.file)
+        digest = hashlib.sha256(f"{of} {k} {self.span} {queries.shape}".encode() + queries.tobytes()).hexdigest()
+        parts = self.file.with_name(f".{self.file.name}.{digest[:16]}.search")
+        parts.mkdir(exist_ok=True)
+        if not (parts / "queries.npy").exists():
+            with files.whole(parts / "queries.npy") as partial, partial.open("wb") as file:
+                np.save(file, queries)
+        return parts
+
+    def _made(self, parts: Path, k: int, spans: range) -> Iterator[tuple[int, Path]]:
+        """First row and file of every span: those that are there, then the workers'."""
+        todo: list[Answer] = []
+        for start in spans:
+            path = whole_part(parts, start, ".npz")
+            if path is not None:
+                yield start, path
+            else:
+                todo.append({"start": start, "stop": min(start + self.span, len(self))})
+        if todo:
+            job = SearchJob(
+                str(self.file.absolute()), str((parts / "queries.npy").absolute()), len(self), str(parts.absolute()), k
+            )
+            with closing(self.cluster.map(self.worker, (job,), todo)) as answers:
+                for answer in answers:
+                    yield answer["start"], arrived(parts / answer["file"])
+
+
+def span_of(rows: int, least: int) -> int:
+    """Rows of a span: 64 spans at most, none smaller than ``least``, in whole blocks of the search in one process."""
+    wanted = max(least, -(-rows // _SPANS))
+    unit = _BLOCK if wanted >= _BLOCK else _UNIT
+    return wanted if wanted < unit else -(-wanted // unit) * unit
+
+
+def _joined(best: Lists, path: Path, k: int) -> Lists:
+    """The best k with a span's file; only lists that it adds to are sorted again."""
+    with np.load(path, allow_pickle=False) as found:
+        offsets, scores, rows = found["offsets"], found["scores"], found["rows"]
+    sizes = np.diff(offsets)
+    touched = np.flatnonzero(sizes)
+    width = int(sizes.max(initial=0))
+    if not width:
+        return best
+    inside = np.arange(width) < sizes[touched, None]
+    padded = np.full(inside.shape, -np.inf, np.float32), np.full(inside.shape, -1, np.int64)
+    padded[0][inside], padded[1][inside] = scores, rows
+    best[0][touched], best[1][touched] = merged((best[0][touched], best[1][touched]), padded, k)
+    return best
+
+
+def _shared(path: Path) -> Path:
+    """A path that must be there on this node, too."""
+    if not path.exists():
+        raise InputError("this node does not see a file of the job", where=str(path), fix=_SHARED)
+    return path
+
+

@@ -1,0 +1,55 @@
+"""Workers for test_ray: they write down what they begin, and one of them dies or fails on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparring.phases.sharded import ShardEncoder, SpanSearcher
+from sparring.types import InputError
+
+
+def begin(parts: str, start: int) -> None:
+    """One line for each item that is begun."""
+    with Path(parts).parent.joinpath("begun.txt").open("a") as file:
+        file.write(f"{start}\n")
+
+
+def die_once(parts: str) -> None:
+    """SIGKILL, the first time."""
+    mark = Path(parts).parent / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Failing(ShardEncoder):
+    """Refuses the shard at row 64."""
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        if item["start"] == 64:
+            raise InputError("shard refused", where="shard 64", fix="do better")
+        return super().__call__(item)
+
+
+class Dying(ShardEncoder):
+    """Dies at the shard at row 96, the first time that anyone comes there."""
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        begin(self.job.parts, item["start"])
+        if item["start"] == 96:
+            die_once(self.job.parts)
+        return super().__call__(item)
+
+
+class DyingSearcher(SpanSearcher):
+    """Dies at the span at row 96 likewise."""
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        begin(self.job.parts, item["start"])
+        if item["start"] == 96:
+            die_once(self.job.parts)
+        return super().__call__(item)

@@ -1,0 +1,143 @@
+"""Shards and spans that workers make, without a cluster: the same lists, whoever found what first, and only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparring.models import load_retriever
+from sparring.phases.encode import encode
+from sparring.phases.index import build_index, merged
+from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster, span_of
+from sparring.types import InputError
+
+
+@dataclass
+class OneProcess:
+    """A `Cluster` whose workers take turns in this process, in an order that is drawn."""
+
+    workers: int = 2
+    shard: int = 32
+    stop_after: int = 10**9
+    done: list[int] = field(default_factory=list)
+
+    def map(
+        self, make: Callable[..., Any], arguments: tuple[Any, ...], items: Sequence[Mapping[str, Any]]
+    ) -> Generator[dict[str, Any], None, None]:
+        rng = np.random.default_rng(len(items))
+        team = [make(*arguments) for _ in range(self.workers)]
+        for i in rng.permutation(len(items)):
+            if len(self.done) == self.stop_after:
+                raise InputError("stopped")
+            self.done.append(items[i]["start"])
+            yield team[rng.integers(len(team))](items[i])
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    """300 embeddings with few distinct values: equal scores everywhere, also across spans."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "p.npy", rng.integers(-2, 3, (300, 4)).astype(np.float32))
+    return tmp_path / "p.npy"
+
+
+QUERIES = np.random.default_rng(1).integers(-2, 3, (25, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 10, 31, 64, 300, 1000])
+def test_lists_with_equal_scores(passages: Path, workers: int, k: int) -> None:
+    everything = QUERIES.astype(np.float64) @ np.load(passages).T.astype(np.float64)
+    order = np.lexsort((np.broadcast_to(np.arange(300), everything.shape), -everything), axis=1)[:, :k]
+    index = ShardedIndex(passages, OneProcess(workers), span=32)  # type: ignore[arg-type]
+    scores, rows = index.search(QUERIES, k)
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_array_equal(scores, np.take_along_axis(everything, order, 1))
+    assert not list(passages.parent.glob(".p.npy*"))
+    np.testing.assert_array_equal(index.vectors(rows[0]), np.load(passages)[rows[0]])
+
+
+def test_what_the_running_top_k_has_beaten_is_not_written(passages: Path) -> None:
+    alone = OneProcess(1, stop_after=9)
+    with pytest.raises(InputError, match="stopped"):
+        ShardedIndex(passages, alone, span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    sizes = {int(path.name[:12]): len(np.load(path)["rows"]) for path in passages.parent.glob(".p.npy*/*.npz")}
+    assert len(sizes) == 9
+    assert sizes[alone.done[0]] == 8 * len(QUERIES), "the first span's whole lists"
+    assert np.mean([sizes[start] for start in alone.done[4:]]) < 6 * len(QUERIES), "later ones' survivors"
+
+
+def test_a_stopped_search_goes_on_and_damage_is_found(passages: Path) -> None:
+    expected = build_index(np.load(passages)).search(QUERIES, 8)
+    with pytest.raises(InputError, match="stopped"):
+        ShardedIndex(passages, OneProcess(stop_after=6), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    files = sorted(passages.parent.glob(".p.npy*/*.npz"))
+    files[2].write_bytes(files[2].read_bytes()[:-1] + b"?")
+    kept = {int(path.name[:12]) for path in files} - {int(files[2].name[:12])}
+    second = OneProcess()
+    found = ShardedIndex(passages, second, span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert set(second.done) == set(range(0, 300, 32)) - kept
+
+
+def test_other_queries_do_not_use_these_spans(passages: Path) -> None:
+    with pytest.raises(InputError, match="stopped"):
+        ShardedIndex(passages, OneProcess(stop_after=6), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    other = OneProcess()
+    ShardedIndex(passages, other, span=32).search(QUERIES + 1, 8)  # type: ignore[arg-type]
+    assert len(other.done) == 10
+
+
+def test_no_number_is_named_by_its_row(tmp_path: Path) -> None:
+    vectors = np.ones((100, 4), dtype=np.float32)
+    vectors[77, 2] = np.nan
+    np.save(tmp_path / "p.npy", vectors)
+    with pytest.raises(InputError, match="NaN") as error:
+        ShardedIndex(tmp_path / "p.npy", OneProcess(), span=32).search(QUERIES, 3)  # type: ignore[arg-type]
+    assert error.value.where == "passage row 77"
+
+
+def test_another_dimension(passages: Path) -> None:
+    with pytest.raises(InputError, match="different dimensions"):
+        ShardedIndex(passages, OneProcess(), span=32).search(QUERIES[:, :3], 3)  # type: ignore[arg-type]
+
+
+def test_merging_keeps_no_result_last() -> None:
+    one = np.array([[5.0, 3.0, -np.inf]], np.float32), np.array([[7, 1, -1]])
+    other = np.array([[5.0, 3.0, 1.0]], np.float32), np.array([[2, 0, 9]])
+    scores, rows = merged(one, other, 5)
+    assert rows.tolist() == [[2, 7, 0, 1, 9]]
+    assert scores.tolist() == [[5, 5, 3, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "span"),
+    [(100, 32, 32), (1000, 8192, 8192), (10**6, 8192, 16384), (10**7, 8192, 262144), (21 * 10**6, 8192, 393216)],
+)
+def test_spans(rows: int, least: int, span: int) -> None:
+    assert span_of(rows, least) == span
+    assert -(-rows // span) <= 64
+
+
+def test_shards_of_the_same_model_alone(tiny_st: Path, tmp_path: Path) -> None:
+    retriever = load_retriever(tiny_st)
+    store = retriever.tokenize([f"how to list key {i}" for i in range(90)], "passage", tmp_path / "tokens")
+    one = OneProcess()
+    model = ModelFiles.saved(retriever, tmp_path / "model", trust_remote_code=False)
+    found = encode(
+        retriever, store, "passage", out=tmp_path / "p.npy", shard=32, elsewhere=on_cluster(one, model, store)  # type: ignore[arg-type]
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, encode(retriever, store, "passage", shard=32))
+    assert sorted(one.done) == [0, 32, 64]
+    other = ModelFiles(str(tiny_st), "0" * 64)
+    with pytest.raises(InputError, match="another model"):
+        encode(
+            retriever, store, "passage", out=tmp_path / "o.npy", shard=32, elsewhere=on_cluster(one, other, store)  # type: ignore[arg-type]
+        )  # fmt: skip
+    with pytest.raises(InputError, match="tokens in memory"):
+        on_cluster(one, model, store.select(np.arange(3)))  # type: ignore[arg-type]
