@@ -1,4 +1,4 @@
-"""The same command under torchrun and accelerate, with a sharded ranker, and a run that changes its number of processes.
+"""The same command under torchrun and accelerate, with a sharded ranker; a run that changes its processes' number.
 
 Every run is compared with one process on the combined batch, in fp32 without dropout.
 """

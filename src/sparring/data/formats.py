@@ -46,8 +46,8 @@ def passages(path: Path, problem: Problem = raise_problem) -> Iterator[PassageRo
 
 
 def queries(path: Path, problem: Problem = raise_problem, split: str = "") -> Iterator[QueryRow]:
-    """Queries of one file: JSON lines (BEIR), DPR's questions with answers (``.qa.csv``; their ids begin with the split,
-    by default the last word of the name), TREC topics (by their ``<top>``), else two columns."""
+    """Queries of one file: JSON lines (BEIR), DPR's questions with answers (``.qa.csv``; ids begin with the split, by
+    default the last word of the name), TREC topics (by their ``<top>``), else two columns."""
     if path.name.removesuffix(".gz").endswith(QA):
         return dpr.answered(path, split or path.name.partition(QA)[0].rpartition("-")[2], problem)
     if plain_suffix(path) in (".jsonl", ".json"):

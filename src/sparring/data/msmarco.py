@@ -5,6 +5,7 @@ Nothing is quoted in them, so no field holds a tab or a line break. Its qrels ha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +58,8 @@ def with_titles(texts: Path, titles: Path, problem: Problem = raise_problem) -> 
             title = next(waiting, None)
         else:
             yield PassageRow(line, id, "", text)
-    for title in (title, *waiting):
-        if title is not None:
-            problem(_lonely(titles, title))
+    for left in itertools.chain([title] if title is not None else [], waiting):
+        problem(_lonely(titles, left))
 
 
 def _ascending(path: Path, what: str, problem: Problem) -> Iterator[tuple[int, str, str]]:

@@ -1,4 +1,4 @@
-"""Small samples in exactly the form of the public files of MS MARCO, RocketQA and DPR, and the script that joins them."""
+"""Small samples in exactly the form of MS MARCO's, RocketQA's and DPR's public files; the script that joins them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from sparring.types import InputError
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import full_scale
 
-COLLECTION = '0\tThe presence of communication amid scientific minds was equally important.\n1\tThe Manhattan Project\n2\tA "quoted" text, it\'s fine\n3\tLe café\n'
+COLLECTION = (
+    "0\tThe presence of communication amid scientific minds was equally important.\n"
+    "1\tThe Manhattan Project\n"
+    "2\tA \"quoted\" text, it's fine\n"
+    "3\tLe café\n"
+)
 PSGS = (
     "id\ttext\ttitle\n"
     '1\t"Aaron Aaron ( or ; ""Ahärôn"") is a prophet, high priest, and the brother of Moses."\tAaron\n'
@@ -108,7 +113,8 @@ def test_a_title_that_fits_no_passage_is_named(titles: str, line: int, tmp_path:
 
 
 def test_top1000_has_four_columns_and_becomes_a_run(tmp_path: Path) -> None:
-    lines = "188714\t1000052\tfoods and supplements\tWatch portion sizes\n188714\t7\tfoods and supplements\tB\n2\t7\tandrogen\tB\n"
+    lines = "188714\t1000052\tfoods and supplements\tWatch portion sizes\n188714\t7\tfoods and supplements\tB\n"
+    lines += "2\t7\tandrogen\tB\n"
     with gzip.open(tmp_path / "top1000.dev.tsv.gz", "wt") as file:
         file.write(lines)
     rows = list(candidates(tmp_path / "top1000.dev.tsv.gz"))
@@ -146,7 +152,10 @@ def test_dprs_files_become_three_splits(name: str, key: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "text", "answers"),
     [
-        ("nq-test.qa.csv", NQ_TEST, [("Wilhelm Conrad Röntgen", "Wilhelm Röntgen"), ("May 18 , 2018",), ("Hemingway's friend", "Ernest Hemingway")]),
+        ("nq-test.qa.csv", NQ_TEST, [
+            ("Wilhelm Conrad Röntgen", "Wilhelm Röntgen"), ("May 18 , 2018",),
+            ("Hemingway's friend", "Ernest Hemingway"),
+        ]),
         ("trivia-test.qa.csv", TRIVIA_TEST, [("David Seville", "david seville"), ("Aaron",)]),
     ],
 )  # fmt: skip
@@ -195,11 +204,12 @@ def test_answers_are_read_as_a_literal_list_of_texts_and_nothing_is_run(text: st
         list(answered(tmp_path / "nq-test.qa.csv", "test"))
 
 
-def test_recall_is_counted_by_answers_over_all_questions(tmp_path: Path) -> None:
+def test_recall_is_counted_by_answers_over_all_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the first question's answer is in passage 3, the third's in 4; the second has none."""
     (tmp_path / "psgs_w100.tsv").write_text(PSGS, encoding="utf-8")
     (tmp_path / "nq-test.qa.csv").write_text(NQ_TEST, encoding="utf-8")
     run = {"test-0": {"1": 3.0, "3": 2.0}, "test-1": {"1": 1.0}, "test-2": {"4": 9.0, "1": 1.0}}
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     found = full_scale.answered(run, tmp_path / "psgs_w100.tsv", tmp_path / "nq-test.qa.csv", (1, 2))
     assert found == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3)}
     with pytest.raises(InputError, match="without answers"):
