@@ -129,9 +129,9 @@ def filled(outlined: M, state: Mapping[str, Tensor], device: torch.device) -> M:
     for name, parameter in outlined.named_parameters():
         memo[id(parameter)] = nn.Parameter(state[name].to(device), requires_grad=parameter.requires_grad)
     for module in outlined.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[key] = memo[id(parameter)]
+        for key, own in module._parameters.items():
+            if own is not None:
+                module._parameters[key] = memo[id(own)]
     for name, value in outlined.named_buffers():
         if name in state:
             value.copy_(state[name])
