@@ -115,9 +115,7 @@ def test_two_agents_meet_and_train_a_sharded_ranker(place: Path, alone: Path) ->
     command = [*agent, "--local-addr", "127.0.0.1", *train_command(place, "agents", "run.shard_ranker=true")]
     launched(place, command, command)
     run = place / "agents"
-    hardware = json.loads((run / "environment.json").read_text())["hardware"]
-    assert hardware["processes"][0] == "2"
-    assert any("spread over 2 processes" in (place / f"{number}.log").read_text() for number in (0, 1))
+    assert all("spread over 2 processes" in (place / f"{number}.log").read_text() for number in (0, 1))
     assert_same_curve(run, alone)
     assert_same_models(run, alone)
     assert (run / "report.html").is_file()
