@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.sharding import whole
 from sparring.phases import fit as loop
 from sparring.phases.fit import Feed, Name, Scorer, Step, Trainee, make_trainee
 from sparring.recipes.ar2 import AR2Config, retriever_step
@@ -105,8 +106,9 @@ def gradient_of(
     kept: dict[str, Tensor] = {}
 
     def keep(trainee: Trainee, _: Tensor) -> None:
-        found = {name: p.grad.clone() for name, p in trainee.model.named_parameters() if p.grad is not None}
-        kept.update({f"{type(trainee.model).__name__} {name}": value for name, value in found.items()})
+        grads = {name: p.grad for name, p in trainee.model.named_parameters() if p.grad is not None}
+        kind = type(trainee.model).__name__.removeprefix("FSDP")
+        kept.update({f"{kind} {name}": whole(value).clone() for name, value in grads.items()})
         trainee.optimizer.zero_grad()
 
     for name, trainee in team.items():

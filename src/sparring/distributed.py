@@ -98,7 +98,14 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | No
     from accelerate.utils import DistributedDataParallelKwargs
 
     _require_trackers(trackers)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise InputError(
+            "accelerate's FSDP would shard both models", where="ACCELERATE_USE_FSDP, fsdp_config of accelerate's file",
+            expected="a launch without FSDP; the run's own setting says what is sharded",
+            fix="launch without --use_fsdp and set run.shard_ranker=true",
+        )  # fmt: skip
     return Accelerator(
+        mixed_precision="no",
         cpu=device == "cpu",
         log_with=list(trackers) or None,
         project_dir=folder,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fit_fixtures import STEPS, Pair, draw, gradient_of, load_pair
 from sparring.distributed import leave, make_accelerator, processes, rank
 from sparring.losses import Terms, list_softmax
-from sparring.phases.fit import ListBatch, Scorer, Step, fit
+from sparring.models.sharding import is_sharded, shard
+from sparring.phases.fit import ListBatch, Scorer, Step, Trainee, fit
 from sparring.types import InputError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -29,6 +30,9 @@ CASES: dict[str, dict[str, Any]] = {
     "rocketqav2 paper accumulated": {"step": "rocketqav2 paper", "accumulate": 2},
     "in-batch two towers": {"step": "in-batch", "two_towers": True},
     "in-batch two towers cached": {"step": "in-batch", "two_towers": True, "gradient_cache": True},
+    **{f"{name} sharded": {"step": name, "sharded": True} for name in STEPS if name != "in-batch"},
+    "rocketqav2 paper sharded cached": {"step": "rocketqav2 paper", "sharded": True, "gradient_cache": True},
+    "rocketqav2 paper sharded accumulated": {"step": "rocketqav2 paper", "sharded": True, "accumulate": 2},
 }
 """Name -> the step of `fit_fixtures.STEPS` and how it is run. Small token budgets give several chunks."""
 
@@ -37,7 +41,16 @@ def pair_of(retriever: str, ranker: str, case: dict[str, Any]) -> tuple[Pair, St
     """The pair, the step and the options of a case."""
     options = dict(case)
     step, towers = STEPS[options.pop("step")](), options.pop("two_towers", False)
-    return load_pair(Path(retriever), Path(ranker), dropout=False, token_budget=64, two_towers=towers), step, options
+    pair = load_pair(Path(retriever), Path(ranker), dropout=False, token_budget=64, two_towers=towers)
+    if options.pop("sharded", False):
+        shard(pair.ranker, torch.device("cpu"))
+    return pair, step, options
+
+
+def wrapping(trainee: Trainee) -> str:
+    """How a model is spread over the processes."""
+    replicated = isinstance(trainee.wrapped, nn.parallel.DistributedDataParallel)
+    return "replicated" if replicated else "sharded" if is_sharded(trainee.wrapped) else "alone"
 
 
 def broken_on_the_last(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str, Tensor]]:
@@ -54,7 +67,7 @@ def main(retriever: str, ranker: str, out: Path) -> None:
     for name, case in CASES.items():
         pair, step, options = pair_of(retriever, ranker, case)
         team = pair.team(accelerator)
-        logs[f"{name} wrapped"] = [isinstance(t.wrapped, nn.parallel.DistributedDataParallel) for t in team.values()]
+        logs[f"{name} wrapped"] = [wrapping(trainee) for trainee in team.values()]
         grads, logs[name] = gradient_of(pair, team, step, **options)
         save_file(grads, out / f"{name} {rank()}.safetensors")
     pair, step, _ = pair_of(retriever, ranker, {"step": "rocketqav2 paper"})

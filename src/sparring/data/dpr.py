@@ -1,15 +1,18 @@
-"""DPR's files: training lists in JSON (question, answers, positive and hard negative contexts) and ``psgs_w100.tsv``.
+"""DPR's files: training lists in JSON (question, answers, positive and hard negative contexts), ``psgs_w100.tsv``, and
+questions with answers alone (``nq-test.qa.csv``).
 
 The lists are read as a stream: NQ's is 7 GB. A question without an ``id`` gets ``SPLIT-0``, ``SPLIT-1`` ... by place.
 """
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +38,8 @@ _SPACE, _COMMA = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 
 HEADER = ["id", "text", "title"]
 ROW = "id<TAB>text<TAB>title after a header line, quoted as by Python's csv"
+QA = "question<TAB>['an answer', 'another']"
+_LITERAL = 1 << 16
 CONTEXTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 EXPECTED = '{"question": "...", "answers": [], "positive_ctxs": [{"title": "", "text": "...", "passage_id": "1"}], ...}'
 
@@ -88,6 +93,42 @@ def questions(path: Path, split: str, problem: Problem = raise_problem) -> Itera
         row = QueryRow(line, id, item["question"], tuple(item.get("answers") or ()))
         contexts = [[_context(line, context) for context in item.get(key) or ()] for key in CONTEXTS]
         yield Question(row, contexts[0], contexts[1] + contexts[2])
+
+
+def answered(path: Path, split: str, problem: Problem = raise_problem) -> Iterator[QueryRow]:
+    """Questions of a ``nq-test.qa.csv`` or ``trivia-dev.qa.csv[.gz]``: question, tab, a Python list of answers.
+
+    They have no labels. Ids as in the lists: ``SPLIT-0``, ``SPLIT-1`` ... by place. The list is read as a literal:
+    nothing in it is run.
+    """
+    csv.field_size_limit(2**31 - 1)
+    rows = ((number, line + "\n") for number, line in lines(path, problem))
+    for place, (number, line) in enumerate(rows):
+        try:
+            fields = next(csv.reader([line], delimiter="\t", strict=True), [])
+            found = answer_list(fields[1]) if len(fields) == 2 else None
+            wrong = f"{len(fields)} columns: {line[:100]}" if found is None else ""
+        except (csv.Error, ValueError) as error:
+            found, wrong = None, str(error)
+        if found is None:
+            problem(bad_row("a question cannot be read", path, number, expected=QA, got=wrong))
+            continue
+        yield QueryRow(number, f"{split}-{place}", fields[0], found)
+
+
+def answer_list(text: str) -> tuple[str, ...]:
+    """The strings of ``['a', "b"]``. ValueError for anything else, or more than 64 KiB."""
+    if len(text) > _LITERAL:
+        raise ValueError(f"a list of answers of {len(text)} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that escapes nothing
+            found = ast.literal_eval(text.strip())
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"no list of answers: {text[:80]!r} ({type(error).__name__})") from None
+    if not isinstance(found, list) or not all(isinstance(one, str) and encodable(one) for one in found):
+        raise ValueError(f"no list of texts: {text[:80]!r}")
+    return tuple(found)
 
 
 def _context(line: int, context: dict[str, Any]) -> PassageRow:

@@ -5,6 +5,7 @@ role       file                                     module
 ========== ======================================== =========================================
 passages   ``.jsonl`` / ``.tsv`` / id-text-title    ``beir`` / ``msmarco`` / ``dpr.table``
 queries    ``.jsonl`` / ``id<TAB>text`` / ``<top>`` ``beir`` / ``msmarco`` / ``trec.topics``
+           ``.qa.csv``                              ``dpr.answered``
 qrels      3 columns / 4 columns                    ``beir`` / ``trec`` (and MS MARCO)
 ========== ======================================== =========================================
 
@@ -24,6 +25,7 @@ from sparring.data.table import TextTable
 from sparring.data.textfiles import Problem, bad_row, ignore_problem, lines, raise_problem
 from sparring.types import InputError, Qrels
 
+QA = ".qa.csv"
 _STEP = 4096  # rows written at once
 
 
@@ -43,8 +45,11 @@ def passages(path: Path, problem: Problem = raise_problem) -> Iterator[PassageRo
     return (dpr.table if _first(path).split("\t") == dpr.HEADER else msmarco.passages)(path, problem)
 
 
-def queries(path: Path, problem: Problem = raise_problem) -> Iterator[QueryRow]:
-    """Queries of one file: JSON lines (BEIR), TREC topics (by their ``<top>``), else two columns."""
+def queries(path: Path, problem: Problem = raise_problem, split: str = "") -> Iterator[QueryRow]:
+    """Queries of one file: JSON lines (BEIR), DPR's questions with answers (``.qa.csv``; ids begin with the split, by
+    default the last word of the name), TREC topics (by their ``<top>``), else two columns."""
+    if path.name.removesuffix(".gz").endswith(QA):
+        return dpr.answered(path, split or path.name.partition(QA)[0].rpartition("-")[2], problem)
     if plain_suffix(path) in (".jsonl", ".json"):
         return beir.queries(path, problem)
     return (trec.topics if _first(path).lstrip().lower().startswith("<top>") else msmarco.queries)(path, problem)

@@ -21,11 +21,12 @@ _CORPUS = re.compile(r"(corpus\.jsonl|corpus\.tsv|collection\.tsv|psgs_[^.]*\.ts
 _QUERIES = re.compile(r"(?:queries|topics)(?:\.(?P<split>.+?))?\.(?:jsonl|tsv|txt)(?:\.gz)?")
 _QRELS = re.compile(r"qrels(?:\.(?P<split>.+?))?\.(?:tsv|txt)(?:\.gz)?")
 _QRELS_IN_FOLDER = re.compile(r"(?P<split>.+?)\.(?:tsv|txt)(?:\.gz)?")
+_QA = re.compile(r"(?:.+-)?(?P<split>train|dev|test)\.qa\.csv(?:\.gz)?")
 _DPR = re.compile(r"(?:.+-)?(?P<split>train|dev|test)\.json(?:\.gz)?")
 LOOKED_FOR = (
     f"{MANIFEST}; or a corpus (corpus.jsonl, corpus.tsv, collection.tsv or psgs_w100.tsv) with queries (queries.jsonl, "
     "queries.tsv, queries.SPLIT.tsv or topics.SPLIT.txt) and qrels (qrels/SPLIT.tsv or qrels.SPLIT.tsv); "
-    "or DPR lists (biencoder-SPLIT.json); each also with .gz"
+    "or DPR lists (biencoder-SPLIT.json, questions alone: nq-SPLIT.qa.csv); each also with .gz"
 )
 
 
@@ -125,12 +126,17 @@ def _in_folder(folder: Path, given: Set[str]) -> Layout:
     qrels = _matches(_QRELS, paths, "test")
     for split, files in _matches(_QRELS_IN_FOLDER, inner, "").items():
         qrels.setdefault(split, []).extend(files)
+    lists = {} if qrels else _only(_matches(_DPR, paths, ""))
+    queries = _matches(_QUERIES, paths, "")
+    for split, files in _matches(_QA, paths, "").items():
+        if split not in lists:  # a list has the answers too, and the labels
+            queries.setdefault(split, []).extend(files)
     return Layout(
         str(folder),
         () if "corpus" in given else tuple(_only(corpus).values()),
-        () if "queries" in given else tuple(_only(_matches(_QUERIES, paths, "")).items()),
+        () if "queries" in given else tuple(_only(queries).items()),
         {} if "qrels" in given else _only(qrels),
-        {} if qrels else _only(_matches(_DPR, paths, "")),
+        lists,
     )
 
 

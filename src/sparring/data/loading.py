@@ -182,8 +182,8 @@ def _queries(
 
 
 def _query_files(layout: Layout, problem: Problem) -> Iterator[tuple[Path, Iterator[QueryRow]]]:
-    for _, path in layout.queries:
-        yield path, formats.queries(path, problem)
+    for split, path in layout.queries:
+        yield path, formats.queries(path, problem, "" if split.startswith("#") else split)
     for split, path in layout.dpr.items():
         yield path, dpr.queries(path, split, problem)
 

@@ -52,7 +52,8 @@ class CachedForward:
     def replay(self) -> None:
         """Run every chunk again and add its gradient to the weights."""
         assert self.outputs.grad is not None, "a cached output took no part in the loss"
-        gradient = torch.empty_like(self.outputs.grad)
+        rows = sum(len(chunk) for chunk in self.chunks)  # more than outputs where `sharding.level` added chunks
+        gradient = self.outputs.grad.new_zeros((rows, *self.outputs.grad.shape[1:]))
         gradient[self.restore] = self.outputs.grad
         device, start = self.restore.device, 0
         for chunk, state in zip(self.chunks, self.states, strict=True):

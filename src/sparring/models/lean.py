@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -118,7 +119,7 @@ def is_plain(module: nn.Module) -> bool:
     linears = [child for child in module.modules() if hasattr(child, "in_features")]
     plain &= all(type(child) is nn.Linear and child.bias is not None for child in linears)
     plain &= not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
-    return plain and all(p.device.type == "cpu" for p in module.parameters())
+    return plain and all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in module.parameters())
 
 
 def _layers(encoder: Any) -> list[Layer]:

@@ -105,10 +105,11 @@ class Budget:
         tokens: the budget to begin with.
         work: what is done with it, for the log.
         setting: the setting that says it.
+        halves: False where other processes would have to halve it too: too little memory is an error then.
     """
 
-    def __init__(self, tokens: int, work: str, setting: str = "run.encode_tokens") -> None:
-        self.tokens, self.work, self.setting = tokens, work, setting
+    def __init__(self, tokens: int, work: str, setting: str = "run.encode_tokens", *, halves: bool = True) -> None:
+        self.tokens, self.work, self.setting, self.halves = tokens, work, setting, halves
 
     def run(self, call: Callable[[int], T]) -> T:
         """``call`` with the budget, again with half of it as long as memory does not suffice.
@@ -122,7 +123,7 @@ class Budget:
                 if not out_of_memory(error):
                     raise
                 text = forget(error)
-            if self.tokens <= SMALLEST:
+            if self.tokens <= SMALLEST or not self.halves:
                 raise TooLittleMemory(
                     f"too little memory: {self.work}", where=self.setting,
                     got=f"{text}, at {self.tokens} tokens a forward",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparring import files
+from sparring.models.sharding import distinct, is_sharded, like, put, whole
 from sparring.phases.fit import Name, Trainee
 from sparring.types import InputError
 
@@ -49,20 +50,27 @@ class Checkpoint:
         return time.monotonic() - self._last >= self.seconds
 
     def save(self, team: Mapping[Name, Trainee], facts: Mapping[str, Any]) -> None:
-        """Both models' weights, optimisers and schedules, with JSON facts."""
+        """Both models' weights, optimisers and schedules, with JSON facts. Every process must call it where a model is
+        sharded; the file is that of a run that shards nothing."""
         self._last = time.monotonic()
-        if not self.writes:
-            return
         tensors: dict[str, Tensor] = {}
         states: dict[str, Any] = {}
         for name, trainee in team.items():
-            tensors |= {f"{name}|weights|{key}": value for key, value in _weights(trainee).items()}
+            if not self.writes and not is_sharded(trainee.model):
+                continue
+            spread = {f"{name}|weights|{key}": value for key, value in distinct(trainee.model).items()}
             state = trainee.optimizer.state_dict()
             for index, slots in state["state"].items():
-                tensors |= {f"{name}|optimizer|{index}|{slot}": torch.as_tensor(v) for slot, v in slots.items()}
+                spread |= {f"{name}|optimizer|{index}|{slot}": torch.as_tensor(v) for slot, v in slots.items()}
+            for key, value in spread.items():
+                gathered = whole(value)  # all processes together
+                if self.writes:
+                    tensors[key] = gathered.cpu() if gathered is not value else value
             scheduler = {k: v for k, v in trainee.scheduler.state_dict().items() if k != "lr_lambdas"}
             groups = [{"lr": float(group["lr"])} for group in state["param_groups"]]
             states[name] = {"scheduler": scheduler, "groups": groups, "updates": trainee.updates}
+        if not self.writes:
+            return
         path = self.folder / f"checkpoint-{time.time_ns()}.safetensors"
         with files.whole(path) as part:
             save_file({key: value.contiguous() for key, value in tensors.items()}, str(part))
@@ -95,29 +103,25 @@ class Checkpoint:
         return dict(content["facts"])
 
 
-def _weights(trainee: Trainee) -> dict[str, Tensor]:
-    """Parameters and buffers that a model saves, each once."""
-    named = dict(trainee.model.named_parameters())
-    seen = {value.data_ptr() for value in named.values()}
-    saved = {key: value for key, value in trainee.model.state_dict().items() if value.data_ptr() not in seen}
-    return {**{key: value.detach() for key, value in named.items()}, **saved}
-
-
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _put_weights(trainee: Trainee, tensors: Mapping[str, Tensor], name: str) -> None:
-    own = _weights(trainee)
+    own = distinct(trainee.model)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in tensors.items()}:
         raise InputError("the checkpoint is another model's", where=name, fix="begin again with another --out")
-    with torch.no_grad():
-        for key, value in tensors.items():
-            own[key].copy_(value)
+    for key, value in tensors.items():
+        put(own[key], value)
 
 
 def _put_state(trainee: Trainee, slots: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     own = trainee.optimizer.state_dict()
+    parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
+    slots = {
+        index: {slot: like(value, parameters[index]) if value.ndim else value for slot, value in of_one.items()}
+        for index, of_one in slots.items()
+    }
     groups = [{**group, **saved} for group, saved in zip(own["param_groups"], state["groups"], strict=True)]
     trainee.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     trainee.scheduler.load_state_dict({**trainee.scheduler.state_dict(), **state["scheduler"]})

@@ -27,6 +27,7 @@ from sparring.models import Batches, Ranker, Retriever, TokenStore
 from sparring.models.gradient_cache import CachedForward, Call
 from sparring.models.memory import Pieces, TooLittleMemory, forget, out_of_memory
 from sparring.models.modes import evaluating
+from sparring.models.sharding import is_sharded, level, whole
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -72,11 +73,13 @@ def make_trainee(
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    model.to(accelerator.device)
+    if not is_sharded(model):
+        model.to(accelerator.device)
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     kind = "linear" if schedule == "linear" else "constant_with_warmup"
     scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(warmup * updates), num_training_steps=updates)
-    return Trainee(model, accelerator.prepare_model(model), optimizer, scheduler, clip)
+    wrapped = model if is_sharded(model) else accelerator.prepare_model(model)
+    return Trainee(model, wrapped, optimizer, scheduler, clip)
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Scorer:
         return scores, positive, known_positive_mask(columns, known, positive)
 
     def backward(self, loss: Tensor) -> None:
-        """Differentiate, replaying what was cached. DDP averages over processes, so a sum is scaled up first."""
+        """Differentiate, replaying what was cached. DDP and FSDP average over processes: a sum is scaled up first."""
         (loss * processes()).backward()
         for cached in self.pending:
             cached.replay()
@@ -254,6 +257,8 @@ class Scorer:
 
     def _run(self, name: Name, call: Call, batches: Batches, as_teacher: bool = False) -> Tensor:
         trainee = self.team[name]
+        if is_sharded(trainee.model):
+            batches = level(batches, trainee.model.device)
         if name not in self.trains or as_teacher:
             with evaluating(trainee.model, self._dtype()):
                 return call(trainee.model, batches)
@@ -454,7 +459,7 @@ def _update(
             logged[key] = logged.get(key, 0.0) + float(value)
     try:
         for name in step.trains:
-            if scorer.gradient_cache:
+            if scorer.gradient_cache and not is_sharded(team[name].model):  # FSDP has averaged chunk by chunk
                 _average_gradients(team[name].model)
         norms = {name: _gradient_norm(team[name]) for name in step.trains}
         if not all(math.isfinite(norm) for norm in norms.values()):  # of all processes together: each of them raises
@@ -473,7 +478,7 @@ def _update(
 
 def _gradient_norm(trainee: Trainee) -> Tensor:
     """Of all the model's gradients together, not yet clipped."""
-    return torch.nn.utils.get_total_norm([p.grad for p in trainee.model.parameters() if p.grad is not None])
+    return whole(torch.nn.utils.get_total_norm([p.grad for p in trainee.model.parameters() if p.grad is not None]))
 
 
 def _advance(trainee: Trainee, norm: Tensor) -> None:
@@ -497,7 +502,7 @@ def _average_gradients(model: nn.Module) -> None:
 
 
 def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
-    """DDP's ``no_sync``; nothing for a bare module."""
+    """DDP's ``no_sync``; nothing for a bare module, nor a sharded one, whose whole gradient would have to be kept."""
     quiet = getattr(wrapped, "no_sync", None)
     return quiet() if quiet is not None else ExitStack()
 

@@ -11,6 +11,7 @@ from sparring.log import progress as progress_bar
 from sparring.models import Ranker, TokenStore
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
+from sparring.models.sharding import is_sharded
 from sparring.types import InputError
 
 _PAIRS = 8192  # pairs padded and held at a time
@@ -50,7 +51,7 @@ def score_pairs(
     lengths = np.asarray(query_store.lengths)[pairs[0]] + np.asarray(passage_store.lengths)[pairs[1]]
     order = np.argsort(-lengths, kind="stable")  # longest first: too little memory shows at once
     scores = np.empty(len(keys), dtype=np.float32)
-    budget = Budget(token_budget, f"scoring pairs ({progress})")
+    budget = Budget(token_budget, f"scoring pairs ({progress})", halves=not is_sharded(ranker))
     with evaluating(ranker, dtype), progress_bar(progress, total=len(keys), unit="pairs") as bar:
         for start in range(0, len(order), _PAIRS):
             part = order[start : start + _PAIRS]

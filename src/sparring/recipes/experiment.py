@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from sparring import __version__
 from sparring.cluster import Cluster
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
-from sparring.distributed import any_process, choose_tokens, processes, rank
+from sparring.distributed import choose_tokens, processes, rank, sum_over_processes
 from sparring.files import damaged, digests, sha256, whole
 from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
+from sparring.models.sharding import filled, is_sharded, put_state, whole_state
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import SHARD, Elsewhere, encode
@@ -105,6 +106,7 @@ class Experiment:
     journal: Journal = field(default_factory=lambda: Journal(None))
     kept: dict[str, dict[str, str]] = field(default_factory=dict)
     held: Lock | None = None
+    outline: Ranker | None = None
     _team: dict[Name, Trainee] = field(default_factory=dict)
     _bm25: Bm25 | None = None
     _bm25_recorded: bool = False
@@ -655,10 +657,11 @@ class Experiment:
             self.kept[name] = entry["sha256"]
             return
         folder = self.run.path / "states" / name
-        if rank() == 0:
-            for kind, model in self._models().items():
+        for kind, model in self._models().items():
+            state = whole_state(model) if is_sharded(model) else None  # all processes together
+            if rank() == 0:
                 with whole(folder / f"{kind}.safetensors") as part:
-                    save_model(model, str(part))
+                    save_model(model, str(part)) if state is None else save_file(state, str(part))
         self.accelerator.wait_for_everyone()
         self.kept[name] = {kind: sha256(folder / f"{kind}.safetensors") for kind in self._models()}
         self.done("keep", name, sha256=self.kept[name])
@@ -675,6 +678,17 @@ class Experiment:
             self.accelerator.wait_for_everyone()
         if entry is None:
             self.done("restore", name)
+
+    def gather(self) -> None:
+        """The end of training: where the ranker is sharded, a plain one of the same weights takes its place in the main
+        process, ready to be exported. Every process must call it."""
+        if not is_sharded(self.ranker):
+            return
+        assert self.outline is not None
+        self.release()
+        state = whole_state(self.ranker)
+        if rank() == 0:
+            self.ranker = filled(self.outline, state, self.accelerator.device)
 
     def _models(self) -> dict[Name, Retriever | Ranker]:
         return {"retriever": self.retriever, "ranker": self.ranker}
@@ -718,7 +732,10 @@ def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
             "kept weights are missing or damaged", where=str(path), expected="the file as it was written",
             fix="this run cannot go on: begin again with another --out",
         )  # fmt: skip
-    load_model(model, str(path))
+    if is_sharded(model):
+        put_state(model, load_file(str(path)))
+    else:
+        load_model(model, str(path))
 
 
 class Progressed:
@@ -743,9 +760,11 @@ class Progressed:
     def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
         """A checkpoint at the phase's end, when it is time for one or one is needed, and before a stop that was asked
         for. Pieces are in it from the moment on at which memory made them smaller."""
-        asked = any_process(self.stop.asked, self.x.accelerator.device)
+        votes = {"stop": float(self.stop.asked), "due": float(self.store.due())}
+        agreed = sum_over_processes(votes, self.x.accelerator.device)  # a sharded model is saved by all or none
+        asked, due = agreed["stop"] > 0, agreed["due"] > 0
         self.pieces = asdict(pieces) if keep or self.pieces else None
-        if done < self.steps and not self.store.due() and not asked and not keep:
+        if done < self.steps and not due and not asked and not keep:
             return
         facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums), "pieces": self.pieces}
         facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.mark()}

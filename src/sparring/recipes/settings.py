@@ -52,6 +52,9 @@ class RunConfig:
     """Padded tokens in one forward of encoding and scoring; 0 is automatic: 2,048 on a CPU, 16,384 elsewhere."""
     gradient_cache: bool = False
     """Recompute activations chunk by chunk, so that lists of any length fit; costs one more forward."""
+    shard_ranker: bool = False
+    """Spread the ranker's weights, gradients and optimiser over the processes (FSDP2); the retriever stays one replica
+    a process. For rankers whose training does not fit one device (docs/scale.md)."""
     index: str = "exact"
     """Where mining and evaluation search. exact, hnsw, ivf: this kind of faiss index, in memory; faiss: exact up to a
     size and approximate above it, by a rule that the log prints (docs/scale.md); milvus:URI: a Milvus server

@@ -33,6 +33,7 @@ from sparring.files import explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.models.memory import enough_memory
+from sparring.models.sharding import outline, shard
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
@@ -58,8 +59,8 @@ logger = logging.getLogger("sparring")
 NAMES = ("warmup", *RECIPES)
 
 PIECES = (
-    "train_tokens", "encode_tokens", "gradient_cache", "accumulate", "threads", "ray_address", "ray_workers",
-    "ray_timeout",
+    "train_tokens", "encode_tokens", "gradient_cache", "accumulate", "threads", "shard_ranker", "processes",
+    "ray_address", "ray_workers", "ray_timeout",
 )  # fmt: skip
 """What only says in which pieces a batch is worked through, and how sums are split: a stopped run may go on with
 others, and says so."""
@@ -161,6 +162,7 @@ def _train(
     )  # fmt: skip
     try:
         outcome = compete(x, recipe, objects.get(recipe), prepare(x, objects["warmup"]))
+        x.gather()
         card = card_of(recipe, x.dataset, retriever, ranker, command)
         on_main(lambda: finish(x, outcome, card), x.accelerator.device)
     finally:
@@ -232,13 +234,12 @@ def set_up(
             record_corrections(run, corrected)
         if rank() == 0 and not again:
             tell(forecast(dataset, pair, objects, recipe, splits, place), run.path, place)
-        for model in pair:
-            model.to(accelerator.device)
+        outlined = place_models(pair, accelerator, settings)
         tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
         feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
         return Experiment(
             dataset, *pair, feed, settings, run, accelerator, precision.value, *splits, corrected,
-            journal=journal, held=held,
+            journal=journal, held=held, outline=outlined,
         )  # fmt: skip
     except BaseException:
         if held is not None:
@@ -257,6 +258,23 @@ def require_cluster(settings: RunConfig) -> None:
             got=settings.engine, fix="train in one process, or leave run.engine out",
         )  # fmt: skip
     cluster.check()
+
+
+def place_models(
+    pair: tuple[Retriever, Ranker], accelerator: Accelerator, settings: RunConfig
+) -> Ranker | None:  # fmt: skip
+    """Both models to this process's device; the ranker in parts where that is asked for, then also its outline."""
+    retriever, ranker = pair
+    retriever.to(accelerator.device)
+    if not settings.shard_ranker or processes() == 1:
+        if settings.shard_ranker:
+            logger.info("shard_ranker: there is one process, which holds the whole ranker")
+        ranker.to(accelerator.device)
+        return None
+    outlined = outline(ranker)
+    shard(ranker, accelerator.device)
+    logger.info("the ranker is spread over %d processes (FSDP2)", processes())
+    return outlined
 
 
 def hold(folder: Path, accelerator: Accelerator) -> Lock | None:
