@@ -17,6 +17,7 @@ import torch
 from sparring import __version__, files
 from sparring.files import beside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
+from sparring.machine import give_back
 from sparring.models import Retriever, TokenStore
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
@@ -75,9 +76,9 @@ def encode(
         else:
             parts = out.with_name(f".{out.name}.{manifest['fingerprint'][:16]}.parts")
             parts.mkdir(parents=True, exist_ok=True)
-            paths = []
+            paths, earlier = [], _earlier(parts)
             for start in starts:
-                path = _whole_shard(parts, start)
+                path = _whole_shard(earlier.get(start, []))
                 if path is not None:
                     bar.update(min(shard, len(store) - start))
                 else:
@@ -106,7 +107,9 @@ def _shard(
         joined: np.ndarray = torch.cat(vectors).cpu().numpy()
         return joined[batches.restore.numpy()]
 
-    return budget.run(embedded)
+    found = budget.run(embedded)
+    give_back(store.ids)
+    return found
 
 
 def _manifest(
@@ -160,9 +163,17 @@ def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     return path
 
 
-def _whole_shard(parts: Path, start: int) -> Path | None:
+def _earlier(parts: Path) -> dict[int, list[Path]]:
+    """Shards that are there, by their first row: the folder is read once, for it has as many files as shards."""
+    found: dict[int, list[Path]] = {}
+    for path in parts.glob(f"{'[0-9]' * 12}-*.npy"):
+        found.setdefault(int(path.name[:12]), []).append(path)
+    return found
+
+
+def _whole_shard(paths: list[Path]) -> Path | None:
     """An earlier process's shard, if its contents are those that were written; a damaged one is removed."""
-    for path in parts.glob(f"{start:012d}-*.npy"):
+    for path in paths:
         if path.stem.rpartition("-")[2] == files.sha256(path)[:16]:
             return path
         logger.warning("%s is damaged: it is encoded again", path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import mmap
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from sparring.log import progress as progress_bar
+from sparring.machine import give_back
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -71,9 +71,7 @@ class _Flat:
 
     def block(self, start: int, size: int) -> np.ndarray:
         """Rows from ``start`` on as contiguous float32; pages of earlier blocks are given back."""
-        mapped = getattr(self.vectors, "_mmap", None)
-        if mapped is not None and getattr(self.vectors, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        give_back(self.vectors)
         return np.ascontiguousarray(self.vectors[start : start + size], dtype=np.float32)
 
     def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
