@@ -27,6 +27,23 @@ if TYPE_CHECKING:
     from sparring.data import Dataset
 
 PATH = click.Path(path_type=Path)
+class Size(click.ParamType):
+    """A whole number that may be written with an exponent: 100e6."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """-> the number"""
+        try:
+            number = float(value)
+            if number < 1 or number != int(number):
+                raise ValueError
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a whole number of at least 1, 100e6 for example", param, ctx)
+        return int(number)
+
+
+SIZE = Size()
 COUNT, NUMBER = click.IntRange(min=1), click.IntRange(min=0)
 RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "separate", "frozen-teacher")
 
@@ -224,11 +241,18 @@ def train(
 @click.option("--seed", type=NUMBER, help="Seed of every random choice.")
 @_corrections
 @_trust
+@click.option(
+    "--passages", type=SIZE, multiple=True,
+    help="Corpus work of so many such passages, 100e6 for example, on --workers; what would bind. Repeatable.",
+)  # fmt: skip
+@click.option("--workers", type=COUNT, default=1, show_default=True, help="Machines like this one that share it.")
+@click.option("--network", type=float, default=10, show_default=True, help="Gbit a second between two of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every phase in it.")
 def plan(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path | None, config: Path | None, assignments: tuple[str, ...],
-    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool, as_json: bool,
+    layers: int | None, seed: int | None, corrections: tuple[Path, ...], trust_remote_code: bool,
+    passages: tuple[int, ...], workers: int, network: float, as_json: bool,
 ) -> None:  # fmt: skip
     """What `train` with the same options would take: time by phase, memory, disk; calibrates for under 30 seconds.
 
@@ -245,6 +269,7 @@ def plan(
     found = predict(
         dataset, retriever, ranker,
         recipe=recipe, config=config, assignments=settings, corrections=corrections, out=out, process=process,
+        passages=passages, workers=workers, network=network,
     )  # fmt: skip
     click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else found.text())
 

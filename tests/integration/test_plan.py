@@ -15,6 +15,7 @@ from cli_fixtures import call, settings, write_toy
 from test_train import CONFIG, records
 
 from sparring.recipes.plan import Plan, plan
+from sparring.recipes.scaling import scaled
 from sparring.recipes.train import train
 
 pytestmark = pytest.mark.slow
@@ -138,3 +139,13 @@ def test_what_does_not_fit_is_said(start: dict[str, Any], tmp_path: Path, monkey
     for word in ("memory: about", "run folder:", "cache:", "1.5 of", "64 threads were asked for"):
         assert word in text
     assert "WARNING: memory" in found.text()
+
+
+def test_larger_corpora_are_told_from_the_units_of_the_plan(both: tuple[Plan, Path, float]) -> None:
+    found = both[0]
+    here = scaled(found.rates, found.sizes.passages, 1)
+    encoding = [line for line in found.lines if line.phase.endswith("-encode")]
+    assert any(line.cost.wall == pytest.approx(found.sizes.passages * found.rates.encode) for line in encoding)
+    refresh = found.by_category()["refresh"].wall
+    assert 0 < here.compute * here.refreshes <= refresh * 1.001
+    assert scaled(found.rates, 10**8, 64).compute > 1000 * here.compute

@@ -31,6 +31,7 @@ from sparring.distributed import (
 from sparring.files import explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.lean import forward_of
 from sparring.models.memory import enough_memory
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.evaluate import check_measures
@@ -221,8 +222,9 @@ def set_up(
             record_corrections(run, corrected)
         if rank() == 0 and not again:
             tell(forecast(dataset, pair, objects, recipe, splits, place), run.path, place)
-        for model in pair:
+        for name, model in zip(("retriever", "ranker"), pair, strict=True):
             model.to(accelerator.device)
+            logger.info("%s: %s", name, forward_of(model))
         tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
         feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
         return Experiment(

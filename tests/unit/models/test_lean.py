@@ -168,6 +168,21 @@ def test_what_is_not_plain_keeps_its_forward(tiny_st, change):
         query.bias = None
     with lean_encoders(model) as replaced:
         assert replaced == 0
+    assert lean.forward_of(model).startswith("the library's forward (")
+    words = {"hook": "hooks", "hidden states": "hidden states", "chunked": "chunked"}.get(change, "linear layers")
+    assert words in lean.forward_of(model)
+
+
+def test_which_forward_is_said_in_words(tiny_st):
+    model = load_retriever(tiny_st)
+    encoder = next(module for module in model.modules() if lean.is_plain(module))
+    name = type(encoder).__name__
+    assert lean.forward_of(model) == f"lean forward, without padding and casts ({name} on a CPU)"
+    with lean_encoders(model):
+        assert "replaced before" in lean.forward_of(model)
+    encoder.to("meta")
+    assert lean.forward_of(model) == "the library's forward (it is on meta)"
+    assert lean.forward_of(nn.Linear(2, 2)).startswith("the library's forward (this model is none of BertEncoder")
 
 
 def test_fused_products_are_the_plain_ones(tiny_ce, monkeypatch):
