@@ -8,7 +8,7 @@ The stages are those of a run: convert (files to tables), tokenise, encode (to a
 queries, top 100). A passage has 8 to 12 words of a vocabulary of 5,000, the encoder one layer of 64 dimensions: what
 is measured is everything around the products. A stage that finished is not run again; one that was killed goes on
 where its own code does (`encode` at the shard, `tokenise` and `convert` from the start). Memory is of the whole
-process tree, sampled ten times a second, and of it what is no mapped file.
+process tree, sampled four times a second, and of it what is no mapped file.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def measured(command: list[str]) -> dict[str, float]:
     while process.poll() is None:
         rss, anonymous = resident(process.pid)
         peak, own = max(peak, rss), max(own, anonymous)
-        time.sleep(0.1)
+        time.sleep(0.25)  # looking for children reads all of /proc
     after = os.times()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
@@ -176,21 +176,54 @@ def sizes(out: Path) -> Iterator[dict[str, Any]]:
 
 
 def text(out: Path) -> str:
-    """The table, as markdown."""
+    """The table, as markdown. What a further passage costs is the difference to the size before."""
     from tabulate import tabulate
 
-    rows = []
+    rows: list[list[str]] = []
+    before: dict[str, Any] | None = None
     for facts in sizes(out):
         n, stages = facts["passages"], [facts[name] for name in STAGES]
+        cells = []
+        for name in STAGES:
+            cell = f"{facts[name]['cpu']:.0f}"
+            if before is not None:
+                further = (facts[name]["cpu"] - before[name]["cpu"]) / (n - before["passages"])
+                cell += f" ({1e6 * further:.1f})"
+            cells.append(cell)
         rows.append([
-            f"{n:,}", *(f"{s['cpu']:.0f} ({1e6 * s['cpu'] / n:.1f})" for s in stages),
-            f"{sum(s['seconds'] for s in stages):.0f}",
+            f"{n:,}", *cells, f"{sum(s['seconds'] for s in stages):.0f}",
             f"{max(s['rss'] for s in stages) / 2**30:.2f}", f"{max(s['anonymous'] for s in stages) / 2**30:.2f}",
             f"{facts['disk'] / 1e9:.2f}",
         ])  # fmt: skip
-    head = ["passages", *(f"{name}: CPU s (us a passage)" for name in STAGES),
+        before = facts
+    head = ["passages", *(f"{name}, CPU s (us a further passage)" for name in STAGES),
             "all, s by the clock", "peak RSS, GiB", "of it no mapped file", "disk, GB"]  # fmt: skip
     return str(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+
+
+def figure(out: Path, path: Path) -> None:
+    """CPU seconds of each stage and the largest memory, by passages."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    found = list(sizes(out))
+    counts = [facts["passages"] for facts in found]
+    with rc_context({"svg.hashsalt": "scale", "font.size": 9.0, "axes.grid": True, "grid.linewidth": 0.4}):
+        canvas = Figure(figsize=(8.2, 3.0), layout="constrained")
+        FigureCanvasSVG(canvas)
+        time_, memory = canvas.subplots(1, 2)
+        for name, marker in zip(STAGES, "os^D", strict=True):
+            time_.loglog(counts, [facts[name]["cpu"] for facts in found], marker=marker, label=name)
+        time_.set(xlabel="passages", ylabel="CPU seconds, one thread")
+        for label, key, marker in (("resident", "rss", "o"), ("without mapped files", "anonymous", "s")):
+            peak = [max(facts[name][key] for name in STAGES) / 2**30 for facts in found]
+            memory.semilogx(counts, peak, marker=marker, label=label)
+        memory.axhline(4, linestyle="--", color="grey", label="the limit, 4 GiB")
+        memory.set(xlabel="passages", ylabel="largest memory, GiB", ylim=(0, 4.4))
+        for axes in (time_, memory):
+            axes.legend()
+        canvas.savefig(path, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -212,6 +245,8 @@ def main() -> None:
         if given.remove:
             shutil.rmtree(given.out / str(count))
     print(text(given.out))
+    if given.figure:
+        figure(given.out, given.figure)
 
 
 if __name__ == "__main__":

@@ -112,11 +112,22 @@ def test_the_command_prints_tables_or_json(start: dict[str, Any], tmp_path: Path
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", start["data"], "--retriever", start["retriever"], "--ranker", start["ranker"], *settings()]
-    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "ar2")
+    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "ar2", "--passages", "100e6", "--workers", "64")
     assert result.exit_code == 0, result.output
-    for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak"):
+    for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak",
+                 "what binds", "100,000,000"):  # fmt: skip
         assert word in result.stdout
-    told = json.loads(call(*arguments, "--recipe", "ar2", "--json").stdout)
+    sizes = ["--passages", "100e6", "--passages", "1e10", "--workers", "8"]
+    told = json.loads(call(*arguments, "--recipe", "ar2", "--json", *sizes).stdout)
+    small, large = told["scales"]
+    assert large["compute"] == pytest.approx(100 * small["compute"], rel=1e-3)
+    assert (large["passages"], large["workers"]) == (10**10, 8)
+    refused = call(*arguments, "--passages", "1.5")
+    assert refused.exit_code == 2
+    assert "not a whole number" in refused.output
+    refused = call(*arguments, "--passages", "4", "--workers", "8")
+    assert refused.exit_code == 2
+    assert "nothing to plan" in refused.output
     assert 0 < told["share_of_refresh"] < 1
     assert told["seconds"] == pytest.approx(sum(phase["wall"] for phase in told["phases"]))
     assert set(told["hardware"]) == {"device", "precision", "threads", "processes"}

@@ -31,6 +31,9 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncod
 from sparring.distributed import cpu_multiplies_bf16
 from sparring.models.cpu import dropped, keep_mask
 
+STEP = 64
+"""Fused products get a multiple of so many tokens: oneDNN generates code for every new shape and keeps that of the last
+1,024, which takes time in every chunk and memory by the hundred megabytes."""
 ENCODERS = (BertEncoder, RobertaEncoder, XLMRobertaEncoder)
 
 
@@ -198,15 +201,18 @@ def _kept(mask: Tensor | None) -> Tensor | None:
 
 def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
     """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
-    kind = x.dtype
+    kind, tokens = x.dtype, len(x)
     x = x.to(layers[0].up.weight.dtype)
+    extra = -tokens % STEP if layers[0].up.packed is not None else 0
+    if extra:
+        x, runs = functional.pad(x, (0, 0, 0, extra)), [*runs, Run(1, extra)]
     for layer in layers:
         module, first, second = layer.module, layer.module.attention.output, layer.module.output
         attended = _attention(layer.projections(x), module.attention.self, runs)
         x = _norm(first.LayerNorm, layer.attended.added(attended, x, _p(first.dropout)))
         inner = layer.up.activated(x, module.intermediate.intermediate_act_fn)
         x = _norm(second.LayerNorm, layer.down.added(inner, x, _p(second.dropout)))
-    return x.to(kind)
+    return x[:tokens].to(kind)
 
 
 def _p(dropout: nn.Module) -> float:
