@@ -158,3 +158,16 @@ def test_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pyte
     expected = np.argsort(-(vectors[:20] @ vectors.T), axis=1)[:, :5]
     assert np.array_equal(rows, expected)
     assert np.array_equal(index.vectors(np.array([7, 200_000])), vectors[[7, 200_000]])
+
+
+def test_few_queries_are_multiplied_too():
+    """In a process of its own: what a faiss that is there already is set to stays."""
+    code = (
+        "from sparring.phases.index import _faiss; a = _faiss().cvar.distance_compute_blas_threshold;"
+        "import faiss; faiss.cvar.distance_compute_blas_threshold = 5;"
+        "print(a, _faiss().cvar.distance_compute_blas_threshold)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, later = found.stdout.split()
+    assert 0 < int(first) <= 2048
+    assert later == "5"
