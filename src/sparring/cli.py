@@ -34,6 +34,25 @@ RECIPE_NAMES = ("warmup", "ar2", "rocketqav2", "duet", "separate", "frozen-teach
 STORES = "milvus:URI, pgvector:DSN, parquet:FOLDER or faiss:FOLDER"
 
 
+class Size(click.ParamType):
+    """A whole number that may be written with an exponent: 100e6."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """-> the number"""
+        try:
+            number = float(value)
+            if number < 1 or number != int(number):
+                raise ValueError
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a whole number of at least 1, 100e6 for example", param, ctx)
+        return int(number)
+
+
+SIZE = Size()
+
+
 class Commands(click.Group):
     """Turns our own errors, and what a disk refuses, into one message and exit code 2; Ctrl-C into exit code 130."""
 
@@ -259,12 +278,18 @@ def train(
 @_index
 @_corrections
 @_trust
+@click.option(
+    "--passages", type=SIZE, multiple=True,
+    help="Corpus work of so many such passages, 100e6 for example, on --workers; what would bind. Repeatable.",
+)  # fmt: skip
+@click.option("--workers", type=COUNT, default=1, show_default=True, help="Machines like this one that share it.")
+@click.option("--network", type=float, default=10, show_default=True, help="Gbit a second between two of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every phase in it.")
 def plan(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,
     recipe: str, retriever: str, ranker: str, out: Path | None, config: Path | None, assignments: tuple[str, ...],
     layers: int | None, seed: int | None, index: str | None, corrections: tuple[Path, ...], trust_remote_code: bool,
-    as_json: bool,
+    passages: tuple[int, ...], workers: int, network: float, as_json: bool,
 ) -> None:  # fmt: skip
     """What `train` with the same options would take: time by phase, memory, disk; calibrates for under 30 seconds.
 
@@ -281,6 +306,7 @@ def plan(
     found = predict(
         dataset, retriever, ranker,
         recipe=recipe, config=config, assignments=settings, corrections=corrections, out=out, process=process,
+        passages=passages, workers=workers, network=network,
     )  # fmt: skip
     click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else found.text())
 

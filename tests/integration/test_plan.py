@@ -15,6 +15,7 @@ from cli_fixtures import call, settings, write_toy
 from test_train import CONFIG, records
 
 from sparring.recipes.plan import Plan, plan
+from sparring.recipes.scaling import scaled
 from sparring.recipes.train import train
 
 pytestmark = pytest.mark.slow
@@ -111,11 +112,22 @@ def test_the_command_prints_tables_or_json(start: dict[str, Any], tmp_path: Path
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", start["data"], "--retriever", start["retriever"], "--ranker", start["ranker"], *settings()]
-    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "ar2")
+    result = call(*arguments, "--out", tmp_path / "run", "--recipe", "ar2", "--passages", "100e6", "--workers", "64")
     assert result.exit_code == 0, result.output
-    for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak"):
+    for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak",
+                 "what binds", "100,000,000"):  # fmt: skip
         assert word in result.stdout
-    told = json.loads(call(*arguments, "--recipe", "ar2", "--json").stdout)
+    sizes = ["--passages", "100e6", "--passages", "1e10", "--workers", "8"]
+    told = json.loads(call(*arguments, "--recipe", "ar2", "--json", *sizes).stdout)
+    small, large = told["scales"]
+    assert large["compute"] == pytest.approx(100 * small["compute"], rel=1e-3)
+    assert (large["passages"], large["workers"]) == (10**10, 8)
+    refused = call(*arguments, "--passages", "1.5")
+    assert refused.exit_code == 2
+    assert "not a whole number" in refused.output
+    refused = call(*arguments, "--passages", "4", "--workers", "8")
+    assert refused.exit_code == 2
+    assert "nothing to plan" in refused.output
     assert 0 < told["share_of_refresh"] < 1
     assert told["seconds"] == pytest.approx(sum(phase["wall"] for phase in told["phases"]))
     assert set(told["hardware"]) == {"device", "precision", "threads", "processes"}
@@ -138,3 +150,13 @@ def test_what_does_not_fit_is_said(start: dict[str, Any], tmp_path: Path, monkey
     for word in ("memory: about", "run folder:", "cache:", "1.5 of", "64 threads were asked for"):
         assert word in text
     assert "WARNING: memory" in found.text()
+
+
+def test_larger_corpora_are_told_from_the_units_of_the_plan(both: tuple[Plan, Path, float]) -> None:
+    found = both[0]
+    here = scaled(found.rates, found.sizes.passages, 1)
+    encoding = [line for line in found.lines if line.phase.endswith("-encode")]
+    assert any(line.cost.wall == pytest.approx(found.sizes.passages * found.rates.encode) for line in encoding)
+    refresh = found.by_category()["refresh"].wall
+    assert 0 < here.compute * here.refreshes <= refresh * 1.001
+    assert scaled(found.rates, 10**8, 64).compute > 1000 * here.compute

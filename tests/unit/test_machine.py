@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sparring.machine import Cpus, cpu_quota, cpus, memory_available, others, process_age
+from sparring.machine import Cpus, cpu_quota, cpus, give_back, memory_available, others, process_age
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -102,3 +103,27 @@ def test_the_load_of_others(tmp_path: Path) -> None:
 def test_the_age_of_this_process_grows() -> None:
     first, second = process_age(), process_age()
     assert first is None or 0 <= first <= (second or 0)
+
+
+def test_pages_of_a_mapped_file_are_given_back(tmp_path: Path) -> None:
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("resident pages are read from /proc")
+    values = np.arange(1 << 21, dtype=np.int64)  # 16 MiB
+    np.save(tmp_path / "values.npy", values)
+    mapped = np.load(tmp_path / "values.npy", mmap_mode="r")
+    total = int(mapped.sum())
+    before = resident_file_bytes()
+    give_back(mapped[5:])  # a part of a map stands for the whole
+    assert before - resident_file_bytes() > 15 << 20
+    assert int(mapped.sum()) == total
+    written = np.lib.format.open_memmap(tmp_path / "other.npy", "w+", "<i8", (4,))
+    written[:] = 7
+    give_back(written)
+    give_back(values)
+    assert written.tolist() == [7] * 4, "a map that may be written to keeps its pages"
+
+
+def resident_file_bytes() -> int:
+    """Resident bytes of mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssFile")))

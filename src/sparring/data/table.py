@@ -9,6 +9,7 @@ Nothing of the corpus is held as Python strings: a row costs its bytes on disk a
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import unicodedata
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparring.files import damaged, digests, read_sealed, write_sealed
+from sparring.machine import give_back
 from sparring.types import InputError
 
 SEPARATOR = " "
@@ -28,6 +30,8 @@ FORMAT = 2
 _FILES = ("text.arrow", "hashes.npy", "order.npy", "groups.npy")
 _AGAIN = "delete this folder: it is rebuilt from the dataset on the next load"
 _CHUNK = 4096  # rows per record batch: row r lies in batch r // _CHUNK
+_ROW = 1 << 16  # bytes that the system maps around one that is read
+_KEPT = 1 << 28  # bytes of the file that stay mapped, about
 _SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
 
 Rows = Sequence[int] | np.ndarray
@@ -65,8 +69,10 @@ class TextTable:
         self.fingerprint: str = facts["fingerprint"]
         """Hash of all ids, titles and texts in order, and of the separator."""
         try:
-            self._file = pa.memory_map(str(self.path / "text.arrow"), "r")
-            reader = pa.ipc.open_file(self._file)
+            with (self.path / "text.arrow").open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(self._map))
+            self._read = 0
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             self._hashes = _load(self.path / "hashes.npy", self._length)
             self._order = _load(self.path / "order.npy", self._length)
@@ -105,6 +111,7 @@ class TextTable:
     def _cell(self, row: int, column: int) -> str:
         if not 0 <= row < self._length:
             raise IndexError(f"row {row} of a table with {self._length} rows")
+        self._seen(_ROW)
         chunk, inner = divmod(int(row), _CHUNK)
         return self._batches[chunk].column(column)[inner].as_py()
 
@@ -116,10 +123,18 @@ class TextTable:
         order = np.argsort(rows, kind="stable")
         chunks, starts = np.unique(rows[order] // _CHUNK, return_index=True)
         for chunk, places in zip(chunks, np.split(order, starts[1:]), strict=False):
+            self._seen(len(self._map) // len(self._batches))
             taken = self._batches[chunk].column(column).take(pa.array(rows[places] - chunk * _CHUNK))
             for place, value in zip(places.tolist(), taken.to_pylist(), strict=True):
                 out[place] = value
         return out
+
+    def _seen(self, size: int) -> None:
+        """Count bytes of the file that are about to be read; after many, the pages read so far are given back."""
+        self._read += size
+        if self._read > _KEPT:
+            give_back(self._map)
+            self._read = size
 
     def id(self, row: int) -> str:
         """The id of one row."""
@@ -216,12 +231,12 @@ def _write(rows: Iterable[tuple[str, str, str]], folder: Path) -> None:
     order = np.argsort(keys, kind="stable").astype(np.int64)
     np.save(folder / "hashes.npy", keys[order])
     np.save(folder / "order.npy", order)
-    np.save(folder / "groups.npy", _groups(bytes(texts)))
+    np.save(folder / "groups.npy", _groups(texts))
     facts = {"format": FORMAT, "rows": len(keys), "fingerprint": digest.hexdigest(), "files": digests(folder, _FILES)}
     write_sealed(folder / "table.json", facts)
 
 
-def _groups(digests: bytes) -> np.ndarray:
+def _groups(digests: bytes | bytearray) -> np.ndarray:
     """First row with the same 16-byte digest, for every row."""
     _, first, inverse = np.unique(np.frombuffer(digests, dtype="V16"), return_index=True, return_inverse=True)
     return first[inverse].astype(np.int64)

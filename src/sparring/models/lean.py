@@ -32,6 +32,9 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncod
 from sparring.distributed import cpu_multiplies_bf16
 from sparring.models.cpu import dropped, keep_mask
 
+STEP = 64
+"""Fused products get a multiple of so many tokens: oneDNN generates code for every new shape and keeps that of the last
+1,024, which takes time in every chunk and memory by the hundred megabytes."""
 ENCODERS = (BertEncoder, RobertaEncoder, XLMRobertaEncoder)
 
 
@@ -110,16 +113,42 @@ def lean_encoders(model: nn.Module) -> Iterator[int]:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether this is an encoder whose layers do here what they do in their library, on a CPU."""
-    if type(module) not in ENCODERS or "forward" in vars(module):
-        return False
+    return type(module) in ENCODERS and not _obstacle(module)
+
+
+def forward_of(model: nn.Module) -> str:
+    """Which forward the encoders of a model get, and why it is the library's where it is: a line for the log."""
+    found = [module for module in model.modules() if type(module) in ENCODERS]
+    if not found:
+        configured = [type(module).__name__ for module in model.modules() if hasattr(module, "config")]
+        names = ", ".join(kind.__name__ for kind in ENCODERS)
+        return f"the library's forward ({configured[-1] if configured else 'this model'} is none of {names})"
+    reasons = {_obstacle(module) for module in found} - {""}
+    if reasons:
+        return f"the library's forward ({'; '.join(sorted(reasons))})"
+    return f"lean forward, without padding and casts ({type(found[0]).__name__} on a CPU)"
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why the forward of one of `ENCODERS` is left alone; "" where it can be replaced."""
     config: Any = module.config
-    plain = not (config.is_decoder or config.add_cross_attention or config.chunk_size_feed_forward)
-    plain &= not (getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False))
-    plain &= config._attn_implementation in ("sdpa", "eager")
     linears = [child for child in module.modules() if hasattr(child, "in_features")]
-    plain &= all(type(child) is nn.Linear and child.bias is not None for child in linears)
-    plain &= not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
-    return plain and all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in module.parameters())
+    devices = {p.device.type for p in module.parameters()}
+    found = {
+        "its forward was replaced before": "forward" in vars(module),
+        f"it is on {', '.join(sorted(devices))}": devices != {"cpu"},
+        "it is a decoder or has cross-attention": config.is_decoder or config.add_cross_attention,
+        "its feed-forward is chunked": bool(config.chunk_size_feed_forward),
+        "all hidden states or attentions are asked for": getattr(config, "output_hidden_states", False)
+        or getattr(config, "output_attentions", False),
+        f"its attention is {config._attn_implementation}": config._attn_implementation not in ("sdpa", "eager"),
+        "some of its linear layers are not plain ones, an adapter's perhaps": any(
+            type(child) is not nn.Linear or child.bias is None for child in linears
+        ),
+        "hooks hang on it": any(child._forward_hooks or child._forward_pre_hooks for child in module.modules()),
+        "it is spread over several processes": any(isinstance(p, DTensor) for p in module.parameters()),
+    }
+    return next((reason for reason, true in found.items() if true), "")
 
 
 def _layers(encoder: Any) -> list[Layer]:
@@ -174,15 +203,18 @@ def _kept(mask: Tensor | None) -> Tensor | None:
 
 def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
     """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
-    kind = x.dtype
+    kind, tokens = x.dtype, len(x)
     x = x.to(layers[0].up.weight.dtype)
+    extra = -tokens % STEP if layers[0].up.packed is not None else 0
+    if extra:
+        x, runs = functional.pad(x, (0, 0, 0, extra)), [*runs, Run(1, extra)]
     for layer in layers:
         module, first, second = layer.module, layer.module.attention.output, layer.module.output
         attended = _attention(layer.projections(x), module.attention.self, runs)
         x = _norm(first.LayerNorm, layer.attended.added(attended, x, _p(first.dropout)))
         inner = layer.up.activated(x, module.intermediate.intermediate_act_fn)
         x = _norm(second.LayerNorm, layer.down.added(inner, x, _p(second.dropout)))
-    return x.to(kind)
+    return x[:tokens].to(kind)
 
 
 def _p(dropout: nn.Module) -> float:

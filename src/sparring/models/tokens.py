@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import tokenizers
@@ -277,23 +277,33 @@ def _write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        offsets, true = np.zeros(len(source) + 1, np.int64), np.zeros(len(source), np.int32)
-        row = 0
-        with (aside / "ids.int32").open("wb") as file:
+        end = 0
+        with (
+            (aside / "ids.int32").open("wb") as ids,
+            _column(aside / "offsets.npy", "<i8", len(source) + 1) as offsets,
+            _column(aside / "true_lengths.npy", "<i4", len(source)) as true,
+        ):
+            offsets.write(np.zeros(1, "<i8").tobytes())
             for flat, stored_lengths, true_lengths in _chunks(source, tokenizer, settings, name):
-                file.write(flat.astype("<i4", copy=False).tobytes())
-                end = row + len(stored_lengths)
-                offsets[row + 1 : end + 1] = offsets[row] + np.cumsum(stored_lengths)
-                true[row:end] = true_lengths
-                row = end
-        np.save(aside / "offsets.npy", offsets)
-        np.save(aside / "true_lengths.npy", true)
-        manifest = {"format": FORMAT, "rows": len(source), "tokens": int(offsets[-1]), **settings}
+                ids.write(flat.astype("<i4", copy=False).tobytes())
+                offsets.write((end + np.cumsum(stored_lengths)).astype("<i8").tobytes())
+                true.write(true_lengths.astype("<i4").tobytes())
+                end += len(flat)
+        manifest = {"format": FORMAT, "rows": len(source), "tokens": end, **settings}
         manifest["files"] = digests(aside, ("ids.int32", "offsets.npy", "true_lengths.npy"))
         write_sealed(aside / "manifest.json", manifest)
         _rename(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _column(path: Path, kind: str, length: int) -> Iterator[BinaryIO]:
+    """A new ``.npy`` file of one dimension whose values are written one part after another."""
+    with path.open("wb") as file:
+        header = {"descr": kind, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
 
 
 def _rename(aside: Path, folder: Path) -> None:

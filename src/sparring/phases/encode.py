@@ -19,11 +19,12 @@ import torch
 from sparring import __version__, files
 from sparring.files import beside, glob_escape, read_sealed, sha256, write_sealed
 from sparring.log import progress as progress_bar
+from sparring.machine import give_back
 from sparring.models import Retriever, TokenStore
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
-from sparring.phases.parts import save_part, whole_part
+from sparring.phases.parts import save_part, whole_parts
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -107,7 +108,7 @@ def encode(
         else:
             parts = out.with_name(f".{out.name}.{manifest['fingerprint'][:16]}.parts")
             parts.mkdir(parents=True, exist_ok=True)
-            paths = {start: path for start in starts if (path := whole_part(parts, start, ".npy")) is not None}
+            paths = whole_parts(parts, starts, ".npy")
             bar.update(sum(min(shard, len(store) - start) for start in paths))
             todo = [start for start in starts if start not in paths]
             if elsewhere is not None and len(todo) > 1:
@@ -150,6 +151,7 @@ def embed_shard(
             "an embedding contains NaN or infinity", where=f"{kind} row {start + int(bad[0])}",
             got=f"{len(bad)} of {len(found)} rows", fix="try fp32; if all rows are so, the model's weights are broken",
         )  # fmt: skip
+    give_back(store.ids)
     return found
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,12 +33,28 @@ def save_part(folder: Path, start: int, ending: str, write: Callable[[IO[bytes]]
 
 def whole_part(folder: Path, start: int, ending: str) -> Path | None:
     """An earlier process's part, if its contents are those that were written; a damaged one is removed."""
-    for path in folder.glob(f"{start:012d}-*{ending}"):
-        if is_whole(path):
-            return path
-        logger.warning("%s is damaged: it is made again", path)
-        path.unlink(missing_ok=True)
+    candidates = map(_if_whole, folder.glob(f"{start:012d}-*{ending}"))
+    return next((path for path in candidates if path is not None), None)
+
+
+def _if_whole(path: Path) -> Path | None:
+    """The part; None where it was damaged, and is now removed."""
+    if is_whole(path):
+        return path
+    logger.warning("%s is damaged: it is made again", path)
+    path.unlink(missing_ok=True)
     return None
+
+
+def whole_parts(folder: Path, starts: Iterable[int], ending: str) -> dict[int, Path]:
+    """`whole_part` of each of these first rows that has one; the folder is read once, for it may have many files."""
+    found: dict[int, Path] = {}
+    wanted = set(starts)
+    for path in sorted(folder.glob(f"{'[0-9]' * 12}-*{ending}")):
+        start = int(path.name[:12])
+        if start in wanted and start not in found and (kept := _if_whole(path)) is not None:
+            found[start] = kept
+    return found
 
 
 def is_whole(path: Path) -> bool:

@@ -26,11 +26,14 @@ from sparring.machine import cpus, memory_available, others, resident_bytes
 from sparring.models.tokens import stored
 from sparring.phases.evaluate import check_measures
 from sparring.phases.mine import positives_of
+from sparring.recipes import scaling
 from sparring.recipes.calibration import NOTHING, Bench, Cost, Watch, calibrate, new_process, tokenised
 from sparring.recipes.forecast import Forecast, forecast
 from sparring.recipes.rehearsal import Rehearsal, Sizes, UpdateKind, Work, rehearse
+from sparring.recipes.scaling import Rates, Scale
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.train import choose_hardware, choose_splits, load_pair, require_pools, resolve_config
+from sparring.types import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -86,6 +89,8 @@ class Plan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     calibration: Cost
+    rates: Rates
+    scales: tuple[Scale, ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -120,7 +125,8 @@ class Plan:
             ],
             "hardware": {choice.name: [choice.value, choice.reason] for choice in self.hardware},
             "sizes": asdict(self.sizes), "warnings": list(self.warnings), "notes": list(self.notes),
-            "calibration": asdict(self.calibration),
+            "calibration": asdict(self.calibration), "rates": asdict(self.rates),
+            "scales": [scale.to_dict() for scale in self.scales],
         }  # fmt: skip
 
     def text(self) -> str:
@@ -145,6 +151,7 @@ class Plan:
         lines += [table(phases, ["longest phases", "time", "CPU time"]), table(space, ["room", ""])]
         lines += ["\n".join(f"WARNING: {warning}" for warning in self.warnings)] if self.warnings else []
         lines += ["\n".join(f"Note: {note}" for note in self.notes)] if self.notes else []
+        lines += [scaling.text(self.scales, self.rates)] if self.scales else []
         return "\n\n".join(lines)
 
 
@@ -161,6 +168,9 @@ def plan(
     out: str | Path | None = None,
     seconds: float = 25.0,
     process: Cost | None = None,
+    passages: Sequence[int] = (),
+    workers: int = 1,
+    network: float = 10.0,
 ) -> Plan:
     """Predict what `sparring.train` with the same arguments takes, on this machine and under its present load.
 
@@ -168,9 +178,13 @@ def plan(
         out: where the run folder would be, to see whether it fits; nothing is written there.
         seconds: how long to calibrate, about; loading data and models comes before.
         process: what starting a process that loads the libraries takes; None tries it.
+        passages: sizes of larger corpora of such passages, whose corpus work is told from what is measured here.
+        workers: machines like this one that share it.
+        network: Gbit a second between two of them.
 
-    Given model objects are copied. Raises: InputError as `sparring.train`.
+    Given model objects are copied. Raises: InputError as `sparring.train`, and for fewer passages than workers.
     """
+    _require_scale(passages, workers, network)
     objects = resolve_config(recipe, config, assignments)
     run: RunConfig = objects["run"]
     check_measures(run.measures, run.search_depth)
@@ -207,6 +221,7 @@ def plan(
     costs["fresh process"] = costs["report"] = process
     made = {name: cost for name, cost in texts.items() if not _is_stored(name, dataset, pair, place / "tokens")}
     costs["tokenise"] = sum((cost * _rows(name, sizes) for name, cost in _distinct(made, pair).items()), NOTHING)
+    rates = _rates(bench, rehearsal, _distinct(texts, pair), network * 1e9 / 8, out)
     lines = tuple(_line(work, costs[work.unit], int(threads), device) for work in rehearsal.work)
     room = _room(bench, rehearsal, objects, forecast(dataset, pair, objects, recipe, splits, place))
     accelerator.free_memory()
@@ -218,7 +233,42 @@ def plan(
         notes.append("search is priced as exact search in this process: a server's speed is not measured")
     return Plan(
         recipe, sizes, lines, room, hardware, tuple(_warnings(room, busy, out, place, int(threads))), tuple(notes),
-        calibrating.cost,
+        calibrating.cost, rates, tuple(scaling.scaled(rates, count, workers) for count in passages),
+    )  # fmt: skip
+
+
+def _require_scale(passages: Sequence[int], workers: int, network: float) -> None:
+    if workers < 1 or any(count < workers for count in passages) or network <= 0:
+        raise InputError(
+            "there is nothing to plan for these workers", where="passages, workers, network",
+            expected="at least one worker, a passage for each, and a network",
+            got=f"{list(passages)}, {workers}, {network:g}",
+        )  # fmt: skip
+
+
+def _rates(b: Bench, x: Rehearsal, made: Mapping[str, Cost], network: float, out: str | Path | None) -> Rates:
+    """What the work with a larger corpus is made of; seconds by the clock, all threads of this machine at work.
+
+    Args:
+        made: seconds of a text of each kind of token store, those that are there already included.
+    """
+    s, corpus = x.sizes, b.dataset.corpus
+    stores = [name for name in made if name.endswith("passage")]
+    texts = corpus.texts(b.sample.passages[b.sample.uniform[:512]])
+    lengths = {"retriever": b.sample.feed.retriever_passages.lengths, "ranker": b.sample.feed.ranker_passages.lengths}
+    tokens = [4 * float(np.mean(lengths[name.split()[0]])) + scaling.OFFSETS for name in stores]
+    units = ("passage", "score", "list entry")
+    amounts = {unit: sum(work.amount for work in x.work if work.unit == unit) for unit in units}
+    refreshes = amounts["passage"] / s.passages
+    free = memory_available()
+    return Rates(
+        tokenise=sum(made[name].wall for name in stores), encode=b.costs["passage"].wall, score=b.costs["score"].wall,
+        disk=b.costs["byte"].wall, network=network,
+        text=float(np.mean([len(words.encode()) for words in texts])), tokens=sum(tokens), dim=s.dim,
+        queries=round(amounts["score"] / s.passages / refreshes),
+        depth=max(1, round(amounts["list entry"] / s.train / refreshes)), refreshes=refreshes,
+        memory=None if free is None else free + (resident_bytes() or 0),
+        room=shutil.disk_usage(_there(Path(out or "."))).free,
     )  # fmt: skip
 
 
@@ -299,6 +349,11 @@ def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], disk: Forecast) ->
     )  # fmt: skip
 
 
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+
+
 def _warnings(room: Room, busy: float | None, out: str | Path | None, cache: Path, threads: int) -> list[str]:
     """Where it will not fit, or not go as fast as it could."""
     lines = []
@@ -311,7 +366,7 @@ def _warnings(room: Room, busy: float | None, out: str | Path | None, cache: Pat
                 "make run.train_tokens or the batches smaller, or set run.gradient_cache=true"
             )
     for name, path, needed in (("run folder", Path(out or "."), room.out_peak), ("cache", cache, room.cache)):
-        there = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+        there = _there(path)
         space = shutil.disk_usage(there).free
         if needed > FULL * space:
             lines.append(f"{name}: {_bytes(needed)} are needed and {_bytes(space)} are free on the disk of {there}")

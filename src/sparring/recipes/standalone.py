@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sparring.data.corrections import SPLIT, Corrections, read_corrections
 from sparring.distributed import choose_device, choose_precision, choose_tokens
 from sparring.log import Metrics, table
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.lean import forward_of
 from sparring.phases import export as exporting
 from sparring.phases.bm25 import Bm25
 from sparring.phases.encode import SHARD, encode
@@ -47,6 +48,8 @@ from sparring.rundir import Lock, RunDir, make_folder, require_unused
 from sparring.types import InputError, Run
 
 logger = logging.getLogger("sparring")
+
+Model = TypeVar("Model", Retriever, Ranker)
 
 Lists = tuple[np.ndarray, np.ndarray]
 
@@ -130,7 +133,7 @@ def encode_to(
             cluster.check()
         options: dict[str, Any] = {"pooling": pooling, "max_length": max_length, "trust_remote_code": trust_remote_code}
         model = load_retriever(retriever, **options)
-        model.to(choose_device().value)
+        _placed(model)
         store = model.tokenize(texts, kind, default_cache() / "tokens")
         tokens = choose_tokens(batch_tokens, choose_device().value, 16384)
         workers = None
@@ -397,8 +400,15 @@ def _mined(
     )  # fmt: skip
 
 
+def _placed(model: Model) -> Model:
+    """The model on the device, with a line in the log on the forward that it gets there."""
+    model.to(choose_device().value)
+    logger.info("%s: %s", type(model).__name__.lower(), forward_of(model))
+    return model
+
+
 def _denoised(dataset: Dataset, pools: Pools, how: Denoising, corrections: Corrections) -> Pools:
-    model = load_ranker(how.ranker, trust_remote_code=how.trust_remote_code).to(choose_device().value)
+    model = _placed(load_ranker(how.ranker, trust_remote_code=how.trust_remote_code))
     score = pair_scorer(dataset, model, autocast_type("auto"))
     candidates, heads = score(pools.pair_queries(), pools.candidates), score(pools.queries, pools.heads)
     return denoise(
@@ -437,7 +447,7 @@ def rerank_to(
         first, top = (part[:, :depth] for part in lists_of(run, dataset, list(run)))
         inside = top >= 0
         model = load_ranker(ranker, max_length=max_length, trust_remote_code=trust_remote_code)
-        score = pair_scorer(dataset, model.to(choose_device().value), autocast_type(precision))
+        score = pair_scorer(dataset, _placed(model), autocast_type(precision))
         values = np.full(top.shape, -np.inf, dtype=np.float32)
         values[inside] = score(np.broadcast_to(query_rows[:, None], top.shape)[inside], top[inside])
         scores, ordered = rerank(top, fused(values, first, fusion))
@@ -505,10 +515,10 @@ def evaluate_pair(
     chosen = choose_split(dataset, split, 0)
     ids = dataset.queries.ids(chosen.rows)
     given = _candidates(candidates, dataset, ids) if candidates else None
-    dtype, device = autocast_type(precision), choose_device().value
-    second = load_ranker(ranker, trust_remote_code=trust_remote_code).to(device)
+    dtype = autocast_type(precision)
+    second = _placed(load_ranker(ranker, trust_remote_code=trust_remote_code))
     _require_head(second, ranker)
-    first = load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code).to(device)
+    first = _placed(load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code))
     retrieved = _retrieve(dataset, first, chosen.rows, width, dtype)
     corpus = (dataset.corpus.text(row) for row in range(len(dataset.corpus)))
     queries = (dataset.queries.text(int(row)) for row in chosen.rows)
@@ -576,10 +586,10 @@ def audit_to(
     corrected = read_corrections(corrections, dataset)
     dataset = corrected.apply(dataset)
     positives = positives_of(dataset.split(SPLIT), dataset.queries, dataset.corpus)
-    dtype, device = autocast_type(precision), choose_device().value
-    second = load_ranker(ranker, trust_remote_code=trust_remote_code).to(device)
+    dtype = autocast_type(precision)
+    second = _placed(load_ranker(ranker, trust_remote_code=trust_remote_code))
     _require_head(second, ranker)
-    first = load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code).to(device)
+    first = _placed(load_retriever(retriever, pooling=pooling, trust_remote_code=trust_remote_code))
     queries, index = _indexed(dataset, first, dtype)
     rows = np.array(sorted(positives), dtype=np.int64)
     pools = mine(

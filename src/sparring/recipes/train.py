@@ -32,6 +32,7 @@ from sparring.distributed import (
 from sparring.files import explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.lean import forward_of
 from sparring.models.memory import enough_memory
 from sparring.models.sharding import outline, shard
 from sparring.phases.checkpoint import Checkpoint
@@ -235,6 +236,8 @@ def set_up(
         if rank() == 0 and not again:
             tell(forecast(dataset, pair, objects, recipe, splits, place), run.path, place)
         outlined = place_models(pair, accelerator, settings)
+        for name, model in zip(("retriever", "ranker"), pair, strict=True):
+            logger.info("%s: %s", name, forward_of(model))
         tokens = choose_tokens(settings.train_tokens, accelerator.device.type, 8192)
         feed = run.phase("tokenise", tokenise, dataset, *pair, place / "tokens", tokens)
         return Experiment(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sparring import files
 from sparring.data import TextTable, normalise
 from sparring.data import table as module
+from sparring.machine import give_back
 from sparring.types import InputError
 
 ROWS = [("a", "T", "x y"), ("b", "", "t  X\ty"), ("007", "", "seven"), ("7", "only title", ""), ("한", "", "글")]
@@ -58,6 +59,22 @@ def test_many_batches_in_any_order(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).permutation(count)
     assert table.texts(rows) == [f"text {n}" for n in rows]
     assert all(table.row(f"i{n}") == n for n in (0, 4095, 4096, 8191, count - 1))
+
+
+def test_a_long_walk_gives_pages_back_and_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, given = 3 * 4096, []
+    TextTable.from_rows(((f"i{n}", "", f"text {n} " * 40) for n in range(count)), tmp_path / "t")
+    monkeypatch.setattr(module, "_KEPT", 1 << 21)
+    monkeypatch.setattr(module, "give_back", lambda mapped: given.append(len(mapped)) or give_back(mapped))
+    table = TextTable.open(tmp_path / "t")
+    size = (tmp_path / "t" / "text.arrow").stat().st_size
+    for _ in range(2):
+        for start in range(0, count, 4096):
+            assert table.texts(np.arange(start, start + 4096))[5] == f"text {start + 5} " * 40
+    assert len(given) >= 2 * size // (1 << 21) - 2
+    before = len(given)
+    assert [table.text(row) for row in range(200)][7] == "text 7 " * 40
+    assert len(given) > before, "rows read one by one count, too"
 
 
 def test_duplicate_ids_are_kept_and_resolve_to_the_first(tmp_path: Path) -> None:

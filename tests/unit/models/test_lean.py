@@ -168,6 +168,21 @@ def test_what_is_not_plain_keeps_its_forward(tiny_st, change):
         query.bias = None
     with lean_encoders(model) as replaced:
         assert replaced == 0
+    assert lean.forward_of(model).startswith("the library's forward (")
+    words = {"hook": "hooks", "hidden states": "hidden states", "chunked": "chunked"}.get(change, "linear layers")
+    assert words in lean.forward_of(model)
+
+
+def test_which_forward_is_said_in_words(tiny_st):
+    model = load_retriever(tiny_st)
+    encoder = next(module for module in model.modules() if lean.is_plain(module))
+    name = type(encoder).__name__
+    assert lean.forward_of(model) == f"lean forward, without padding and casts ({name} on a CPU)"
+    with lean_encoders(model):
+        assert "replaced before" in lean.forward_of(model)
+    encoder.to("meta")
+    assert lean.forward_of(model) == "the library's forward (it is on meta)"
+    assert lean.forward_of(nn.Linear(2, 2)).startswith("the library's forward (this model is none of BertEncoder")
 
 
 def test_fused_products_are_the_plain_ones(tiny_ce, monkeypatch):
@@ -179,3 +194,23 @@ def test_fused_products_are_the_plain_ones(tiny_ce, monkeypatch):
         with evaluating(model, torch.bfloat16):
             found.append(outputs(model, inputs))
     torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+
+
+def test_fused_products_see_few_shapes(tiny_ce, monkeypatch):
+    """Whatever the texts, products get a multiple of STEP tokens, and what is added changes nothing."""
+    if not lean._fuses():
+        pytest.skip("this CPU has no units for fused products")
+    model, seen = load_ranker(tiny_ce).eval(), []
+    call = lean.Product.__call__
+    monkeypatch.setattr(lean.Product, "__call__", lambda self, x: seen.append(len(x)) or call(self, x))
+    for budget in (20, 60, 10**6):
+        inputs, sizes, found = chunks(model, budget), {}, {}
+        for step in (64, 1):
+            monkeypatch.setattr(lean, "STEP", step)
+            seen.clear()
+            with evaluating(model, torch.bfloat16):
+                found[step] = outputs(model, inputs)
+            sizes[step] = list(seen)
+        assert [size + -size % 64 for size in sizes[1]] == sizes[64]
+        assert any(size % 64 for size in sizes[1]), "else there is nothing to see"
+        torch.testing.assert_close(found[64], found[1], rtol=0.02, atol=0.02)

@@ -67,6 +67,13 @@ def test_an_interrupted_run_goes_on(retriever, store, tmp_path):
     assert retriever.rows == 0, "a complete file is read"
 
 
+def test_the_folder_of_shards_is_read_once(retriever, store, tmp_path, monkeypatch):
+    listed, glob = [], type(tmp_path).glob
+    monkeypatch.setattr(type(tmp_path), "glob", lambda path, *a, **k: listed.append(path) or glob(path, *a, **k))
+    encode(retriever, store, "passage", out=tmp_path / "passages.npy", shard=2)
+    assert sum(path.name.endswith(".parts") for path in listed) == 1, "each look at it costs as much as it has shards"
+
+
 def test_shards_of_other_weights_are_not_used(retriever, store, tmp_path):
     out = tmp_path / "passages.npy"
     retriever.stop_after = 6

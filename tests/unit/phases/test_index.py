@@ -181,3 +181,16 @@ def test_the_size_rule_and_its_reason(
     (said,) = caplog.messages
     assert said.startswith(f"index: {kind} for {passages:,} passages")
     assert said.endswith(")")
+
+
+def test_few_queries_are_multiplied_too():
+    """In a process of its own: what a faiss that is there already is set to stays."""
+    code = (
+        "from sparring.phases.index import _faiss; a = _faiss().cvar.distance_compute_blas_threshold;"
+        "import faiss; faiss.cvar.distance_compute_blas_threshold = 5;"
+        "print(a, _faiss().cvar.distance_compute_blas_threshold)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, later = found.stdout.split()
+    assert 0 < int(first) <= 2048
+    assert later == "5"
