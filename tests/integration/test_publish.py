@@ -168,8 +168,9 @@ def test_training_that_searches_in_milvus_equals_training_in_memory(
     """Every ranked list of every refresh; one collection is left, the last refresh's, behind the run's alias."""
     data = write_toy(tmp_path / "toy")
     models = ("--retriever", tiny_st, "--ranker", tiny_ce)
+    short = ("ar2.rounds=2", "ar2.retriever_steps=2", "ar2.ranker_steps=2")
     for name, index in (("memory", "faiss"), ("milvus", f"milvus:{milvus_uri}")):
-        done = call("train", data, *models, "--out", tmp_path / name, "--index", index, *settings("ar2.rounds=2"))
+        done = call("train", data, *models, "--out", tmp_path / name, "--index", index, *settings(*short))
         assert done.exit_code == 0, done.stderr
     ours, theirs = sorted((tmp_path / "milvus" / "runs").iterdir()), sorted((tmp_path / "memory" / "runs").iterdir())
     assert [path.name for path in ours] == [path.name for path in theirs]
