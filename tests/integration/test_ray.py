@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -50,10 +51,11 @@ def homes(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path) -> tuple[Path
 @pytest.fixture(scope="module")
 def nodes(homes: tuple[Path, Path]) -> Iterator[Nodes]:
     """Two nodes with 1 and 2 CPUs, so that of two workers one is on the second."""
-    head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"HOME": str(homes[0])}}
+    ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"HOME": str(homes[0]), **ours}}
     found = Nodes(initialize_head=True, head_node_args=head)
     try:
-        found.add_node(num_cpus=2, env_vars={"HOME": str(homes[1])})
+        found.add_node(num_cpus=2, env_vars={"HOME": str(homes[1]), **ours})
         yield found
     finally:
         found.shutdown()
