@@ -32,7 +32,7 @@ from sparring.phases.index import build_index
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.types import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 SHARD = 32
 TEXTS = [f"how to {v} the {n} {'key policy ' * (i % 7)}{i}" for i, (v, n) in enumerate(
@@ -63,7 +63,7 @@ def nodes(homes: tuple[Path, Path]) -> Iterator[Nodes]:
 
 @pytest.fixture
 def cluster(nodes: Nodes) -> Cluster:
-    return Cluster(nodes.address, workers=2, shard=SHARD, timeout=120, start_timeout=60)
+    return Cluster(nodes.address, workers=2, shard=SHARD, timeout=240, start_timeout=120)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_job_that_cannot_end_is_given_up(cluster: Cluster, worker: type, what:
     began = time.monotonic()
     with pytest.raises(RuntimeError if worker is Wrong else InputError, match=what or "ZeroDivisionError: item"):
         list(place.map(worker, (), [{"n": 1}]))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
 
 
 def test_no_cpu_for_reads(nodes: Nodes) -> None:
@@ -222,7 +222,7 @@ def test_something_else_listens() -> None:
         began = time.monotonic()
         with pytest.raises(InputError, match="no Ray answers"):
             Cluster(f"127.0.0.1:{other.getsockname()[1]}", start_timeout=8).check()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("address", ["ray://a:1", "a", "http://a:1", ":5"])
