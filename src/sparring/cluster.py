@@ -289,6 +289,7 @@ def _explained(error: Exception, place: str) -> InputError:
 def _ray() -> Any:
     """ray, imported late."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what ends late would start a Ray of its own
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

