@@ -54,7 +54,7 @@ docs: $(VENV)/.dev  ## build the documentation into site/; warnings are errors
 docs-serve: $(VENV)/.dev  ## the documentation on this machine, rebuilt as it is edited
 	$(BIN)/mkdocs serve
 
-bench: $(VENV)/.test  ## every goal of speed against the other ways, about an hour: ARGS="--quick" for a toy
+bench: $(VENV)/.test  ## every goal of speed against the other ways, about half an hour: ARGS="--quick" for a toy
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 env: $(VENV)/.dev  ## only build the environment, with the development tools

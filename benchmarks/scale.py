@@ -209,7 +209,8 @@ def figure(out: Path, path: Path) -> None:
 
     found = list(sizes(out))
     counts = [facts["passages"] for facts in found]
-    with rc_context({"svg.hashsalt": "scale", "font.size": 9.0, "axes.grid": True, "grid.linewidth": 0.4}):
+    style = {"svg.hashsalt": "0", "svg.fonttype": "none", "font.size": 9.0, "axes.grid": True, "grid.linewidth": 0.4}
+    with rc_context(style):
         canvas = Figure(figsize=(8.2, 3.0), layout="constrained")
         FigureCanvasSVG(canvas)
         time_, memory = canvas.subplots(1, 2)

@@ -1,6 +1,6 @@
 """Every speed goal in one command: sentence-transformers, ports of the official steps, faiss, and the machine's peak.
 
-    python benchmarks/speed.py                       # `make bench`; about an hour on two cores
+    python benchmarks/speed.py                       # `make bench`; about half an hour on two free cores
     python benchmarks/speed.py --quick               # the same on a toy: whether it runs, not how fast
     python benchmarks/speed.py --rows encoding mining --out runs/speed
 
@@ -42,18 +42,18 @@ def parser() -> argparse.ArgumentParser:
         ("seed", 0, "of what is drawn"),
         ("layers", 2, "encoder layers of the retriever; 0 keeps all"),
         ("ranker-layers", 3, "encoder layers of the ranker; 0 keeps all"),
-        ("passages", 2000, "passages encoded and mined"),
+        ("passages", 1000, "passages encoded and mined"),
         ("queries", 500, "training queries mined"),
         ("retriever-length", 128, "tokens of a passage"),
         ("ranker-length", 160, "tokens of a pair"),
         ("batch", 16, "lists an update"),
-        ("steps", 6, "updates that are timed"),
+        ("steps", 2, "updates that are timed"),
         ("list-size", 8, "passages a list in training"),
         ("depth", 50, "passages mined a query in a round"),
         ("search-passages", 100_000, "vectors searched"),
         ("search-queries", 10_000, "vectors searched for"),
         ("dim", 384, "of these vectors"),
-        ("joint-lists", 2, "lists of the joint step"),
+        ("joint-lists", 1, "lists of the joint step"),
         ("joint-size", 32, "passages of such a list"),
         ("query-length", 32, "tokens to which the port pads a query"),
         ("passage-length", 128, "a passage"),
