@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -17,7 +18,7 @@ from sparring.types import InputError
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
-"""Of a number in a configuration: seeds and counts become 64-bit integers."""
+"""Of a whole number in a configuration: seeds and counts become 64-bit integers."""
 
 Sections = Mapping[str, type]
 """Section name -> the dataclass that describes it."""
@@ -151,8 +152,10 @@ def _problem(cls: type, key: str, value: Any) -> str:
         return f"unknown key {key!r}{_suggest(key, hints)}"
     if not _fits(value, hints[key]):
         return f"{key} = {value!r}: expected {_type_name(hints[key])}"
-    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # nor is nan within
-        return f"{key} = {value!r}: expected a finite number, of 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} = {value!r}: expected a finite number"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"{key} = {value!r}: expected a number of 64 bits"
     return ""
 
 
