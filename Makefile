@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # Idle OpenMP threads sleep instead of spinning: torch, faiss and NumPy each bring a pool of their own.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-quick check lint types imports reference docs docs-serve bench env clean distclean
+.PHONY: help demo test test-long test-quick check lint types imports reference docs docs-serve bench env clean distclean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -28,8 +28,11 @@ help:  ## list these targets
 demo: $(VENV)/.run  ## train a real pair on real data: RECIPE=ar2 | rocketqav2 | duet | separate | frozen-teacher, OUT=FOLDER
 	$(BIN)/sparring demo --recipe $(RECIPE) $(if $(OUT),--out $(OUT))
 
-test: $(VENV)/.test  ## all tests
+test: $(VENV)/.test  ## all tests but the long ones
 	$(PYTEST) $(ARGS)
+
+test-long: $(VENV)/.dev  ## all tests and those that start servers, clusters and launchers: half an hour
+	$(PYTEST) --long $(ARGS)
 
 test-quick: $(VENV)/.test  ## tests that neither train a real pair nor start processes
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -110,7 +110,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture(params=["lite", "server"])
+@pytest.fixture(params=["lite", pytest.param("server", marks=pytest.mark.long)])
 def milvus_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Milvus as a file, and as a server: every test that asks for it runs against both."""
     if request.param == "lite":

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def encode_shards(data: str, cache: str, retriever: str, out: str) -> None:
     """`sparring encode`, eight passages a shard."""
     os.environ["SPARRING_CACHE"] = cache
     at: Any = sparring.recipes.standalone
-    at.encode = partial(sparring.phases.encode.encode, shard=8)
+    at.SHARD = 8
     encode_to(load(data, cache=cache), retriever, "passage", Path(out))
 
 

@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +126,14 @@ def test_a_comparison_goes_on(command: list[object], folder: Path) -> None:
 
 
 def test_encode_goes_on_with_whole_shards(folder: Path, tiny_st: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standalone, "encode", partial(encode_module.encode, shard=16))
+    monkeypatch.setattr(standalone, "SHARD", 16)
     encode = ["encode", folder / "toy", "--retriever", tiny_st, "--out"]
     assert call("-q", *encode, folder / "whole.npy").exit_code == 0
     result = stopped([*encode, folder / "p.npy"], encode_module, "_save", 2)
     assert GOES_ON in result.stderr
     encoded: list[int] = []
-    real: Callable[..., Any] = encode_module._shard
-    monkeypatch.setattr(encode_module, "_shard", lambda *args: (encoded.append(args[3]), real(*args))[1])
+    real: Callable[..., Any] = encode_module.embed_shard
+    monkeypatch.setattr(encode_module, "embed_shard", lambda *args: (encoded.append(args[3]), real(*args))[1])
     assert again(result).exit_code == 0
     assert encoded == [32, 48], "the first two shards are taken up"
     assert (folder / "p.npy").read_bytes() == (folder / "whole.npy").read_bytes()

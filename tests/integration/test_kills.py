@@ -1,6 +1,6 @@
 """Comparisons and encodings that are killed go on with the same command and end with the same bits.
 
-Long form: ``make test ARGS="tests/integration/test_kills.py --kills 200"``: a fifth of the kills for comparisons.
+Long form: ``make test-long ARGS="tests/integration/test_kills.py --kills 200"``: a tenth of the kills for comparisons.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from test_train import CONFIG
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("kill_worker.py")
 COMPARISON = ("kept weights 1", "kept weights 4", "stored result 1", "stored result 5", "encode shard 3", "index 3")
+SHORT = ("kept weights 4", "stored result 5")
+"""In an arm's warm start and in its rounds; the other points of a comparison are in the long form."""
 ENCODING = ("encode shard 0", "encode shard 7", "assembled 0")
 
 
@@ -47,8 +49,9 @@ def compared(
 ) -> dict[str, Any]:
     arguments = {**base, "ranker": str(tiny_ce), "config": CONFIG, "recipes": "separate,ar2", "seeds": 1}
     arguments |= {"budget": 64, "trials": 2, "command": "a command"}
-    job = {"does": "compare", "arguments": arguments, "points": COMPARISON}
-    job["seeds"] = list(range(pytestconfig.getoption("--kills") // 5))
+    points = COMPARISON if pytestconfig.getoption("--long") else SHORT
+    job = {"does": "compare", "arguments": arguments, "points": points}
+    job["seeds"] = list(range(pytestconfig.getoption("--kills") // 10))
     return worked(job, tmp_path_factory.mktemp("compared") / "runs")
 
 
@@ -72,7 +75,9 @@ def assert_same_comparison(one: Path, other: Path) -> None:
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-@pytest.mark.parametrize("point", COMPARISON)
+@pytest.mark.parametrize(
+    "point", [*SHORT, *(pytest.param(p, marks=pytest.mark.long) for p in COMPARISON if p not in SHORT)]
+)
 def test_a_comparison_killed_while_it_writes(point: str, compared: dict[str, Any]) -> None:
     line = compared[point.replace(" ", "-")]
     assert line["codes"] == [-9, 0], line["log"][-3000:]

@@ -23,7 +23,7 @@ from test_train import CONFIG, records
 from sparring.distributed import make_accelerator
 from sparring.types import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAUNCH = 400
 """Seconds after which a launch is given up."""
 

@@ -51,7 +51,7 @@ def other(pair: Path, tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
-@pytest.fixture(params=["parquet", "faiss", "milvus-lite", "milvus", "pgvector"])
+@pytest.fixture(params=["parquet", "faiss", "milvus-lite", pytest.param("milvus", marks=pytest.mark.long), "pgvector"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "milvus":
         return f"milvus:{request.getfixturevalue('milvus_server').uri}"
@@ -162,6 +162,7 @@ def test_wrong_places_are_found_before_anything_is_encoded(
     assert "not a name for a publication" in name.stderr
 
 
+@pytest.mark.long
 def test_training_that_searches_in_milvus_equals_training_in_memory(
     milvus_uri: str, tiny_st: Path, tiny_ce: Path, tmp_path: Path
 ) -> None:
