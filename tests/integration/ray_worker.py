@@ -1,4 +1,4 @@
-"""Workers for test_ray: they write down what they begin, and one of them dies or fails on the way."""
+"""Workers for test_ray: they write down what they begin, and one of them dies on the way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sparring.phases.sharded import ShardEncoder, SpanSearcher
-from sparring.types import InputError
 
 
 def begin(parts: str, start: int) -> None:
@@ -24,15 +23,6 @@ def die_once(parts: str) -> None:
     if not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Failing(ShardEncoder):
-    """Refuses the shard at row 64."""
-
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        if item["start"] == 64:
-            raise InputError("shard refused", where="shard 64", fix="do better")
-        return super().__call__(item)
 
 
 class Dying(ShardEncoder):
