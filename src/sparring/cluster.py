@@ -246,7 +246,7 @@ class _Ender:
     def before_execution_starts(self, executor: Any) -> None:
         """Nothing."""
 
-    def on_execution_step(self, executor: Any) -> None:
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002  (Ray's interface)
         """Raises in the loop's thread, which Ray Data hands to the reader."""
         if self.stop is not None and self.stop.is_set():
             raise RuntimeError("the job was given up")

@@ -1,4 +1,4 @@
-"""Workers for test_ray: they write down what they begin, and one of them dies on the way."""
+"""A worker for test_ray: it writes down what it begins, and dies on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.phases.sharded import ShardEncoder, SpanSearcher
+from sparring.phases.sharded import ShardEncoder
 
 
 def begin(parts: str, start: int) -> None:
@@ -27,16 +27,6 @@ def die_once(parts: str) -> None:
 
 class Dying(ShardEncoder):
     """Dies at the shard at row 96, the first time that anyone comes there."""
-
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        begin(self.job.parts, item["start"])
-        if item["start"] == 96:
-            die_once(self.job.parts)
-        return super().__call__(item)
-
-
-class DyingSearcher(SpanSearcher):
-    """Dies at the span at row 96 likewise."""
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         begin(self.job.parts, item["start"])
