@@ -37,6 +37,8 @@ _FIELDS = ("what", "where", "expected", "got", "fix")
 _TASK_RETRIES = 3  # attempts at a shard after its worker died; workers themselves are started again without limit
 _POLL = 0.2
 _LATER = 30.0
+_LEAVE = 20.0  # seconds for a job that is no longer wanted to end, before the connection does
+_HERE = threading.local()  # .stop: the event that ends the job which this thread plans
 
 
 class Work(Protocol):
@@ -174,12 +176,14 @@ class Cluster:
             rows = self._job(ray, make, arguments, items, min(workers, len(items)), gpus)
             answers: queue.Queue[Answer | Exception | None] = queue.Queue()
             stop = threading.Event()
-            threading.Thread(target=_forward, args=(rows, answers, stop), daemon=True).start()
+            reader = threading.Thread(target=_forward, args=(rows, answers, stop), daemon=True)
+            reader.start()
             try:
                 while (answer := self._next(answers)) is not None:
                     yield answer
             finally:
                 stop.set()
+                reader.join(_LEAVE)
 
     def _job(
         self, ray: Any, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], workers: int,
@@ -191,6 +195,8 @@ class Cluster:
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
             context.execution_no_progress_timeout_s = self.timeout + _LATER  # ends the job, should this process not
+            if _Ender not in context.custom_execution_callback_classes:
+                context.custom_execution_callback_classes.append(_Ender)
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             told = [{"item": json.dumps(item)} for item in items]
             return ray.data.from_items(told, override_num_blocks=len(items)).map(
@@ -216,6 +222,7 @@ class Cluster:
 
 def _forward(rows: Any, answers: queue.Queue[Answer | Exception | None], stop: threading.Event) -> None:
     """In a thread of its own, since Ray's iterators wait without end: each answer, then None."""
+    _HERE.stop = stop
     try:
         for row in rows.iter_rows():
             if stop.is_set():
@@ -224,6 +231,31 @@ def _forward(rows: Any, answers: queue.Queue[Answer | Exception | None], stop: t
         answers.put(None)
     except Exception as error:
         answers.put(error)
+
+
+class _Ender:
+    """Ray Data's callback for each turn of a job's loop: ends a job that nobody reads any more.
+
+    Otherwise the loop goes on after the connection has ended, fails, or connects again. Ray makes the object in the
+    thread that plans the job; the class travels to the nodes by name, so the event is not in it.
+    """
+
+    def __init__(self) -> None:
+        self.stop: threading.Event | None = getattr(_HERE, "stop", None)
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing."""
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002  (Ray's interface)
+        """Raises in the loop's thread, which Ray Data hands to the reader."""
+        if self.stop is not None and self.stop.is_set():
+            raise RuntimeError("the job was given up")
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing."""
 
 
 class _Worker:

@@ -1,4 +1,4 @@
-"""Workers for test_ray: they write down what they begin, and one of them dies or fails on the way."""
+"""A worker for test_ray: it writes down what it begins, and dies on the way."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.phases.sharded import ShardEncoder, SpanSearcher
-from sparring.types import InputError
+from sparring.phases.sharded import ShardEncoder
 
 
 def begin(parts: str, start: int) -> None:
@@ -26,27 +25,8 @@ def die_once(parts: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Failing(ShardEncoder):
-    """Refuses the shard at row 64."""
-
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        if item["start"] == 64:
-            raise InputError("shard refused", where="shard 64", fix="do better")
-        return super().__call__(item)
-
-
 class Dying(ShardEncoder):
     """Dies at the shard at row 96, the first time that anyone comes there."""
-
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        begin(self.job.parts, item["start"])
-        if item["start"] == 96:
-            die_once(self.job.parts)
-        return super().__call__(item)
-
-
-class DyingSearcher(SpanSearcher):
-    """Dies at the span at row 96 likewise."""
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         begin(self.job.parts, item["start"])
