@@ -155,6 +155,14 @@ def test_commands_and_refresh_give_the_same_files(
 ) -> None:
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    jobs: list[str] = []
+    spread = Cluster.map
+
+    def written_down(self: Cluster, make: type, *rest: Any) -> Any:
+        jobs.append(make.__name__)
+        return spread(self, make, *rest)
+
+    monkeypatch.setattr(Cluster, "map", written_down)
     toy, ray = write_toy(tmp_path / "toy"), ("--engine", "ray", "--ray-workers", 1, "--ray-shard", SHARD)
     for out, more in (("local", ()), ("spread", ray)):
         one = ("--retriever", tiny_st, "--precision", "fp32", "--out", tmp_path / f"{out}.npy")
@@ -174,7 +182,7 @@ def test_commands_and_refresh_give_the_same_files(
         rows = [[line.split()[:4] for line in (tmp_path / run / "runs" / name).read_text().splitlines()]
                 for run in ("a", "b")]  # fmt: skip
         assert rows[0] == rows[1], name
-    assert not (tmp_path / "b" / "index").exists()
+    assert jobs == ["ShardEncoder", "ShardEncoder", "SpanSearcher"], "encode's one and train's two"
 
 
 @pytest.mark.parametrize(
