@@ -34,7 +34,7 @@ from sparring.phases.parts import save_part
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.types import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(180)]
 
 SHARD = 32
 TEXTS = [f"how to {v} the {n} {'key policy ' * (i % 7)}{i}" for i, (v, n) in enumerate(
