@@ -193,6 +193,8 @@ TABLE = 'id\ttext\ttitle\n1\t"a ""quoted""\ttext"\tone\n2\tplain\t\n3\t"two\nlin
 TOPICS = (
     "<top>\n<num> Number: 1\n<title> one\n two\n<desc> x\n</top>\n<top><num>2</num><title>Topic: 한</title></top>\n"
 )
+QUESTIONS = "who wrote it\t['a', \"나\"]\nwhat, then\t['b']\n"
+TOP = "1\t7\twho\tsomeone\n1\t8\twho\t누구\n"
 RUN = "q1\tQ0\t007\t1\t2.5\ttag\nq1 Q0 7 2 -1e-3 tag\nq 2\tQ0\t7\t1\tinf\ttag\n"
 
 
@@ -205,6 +207,42 @@ def text_case(name: str, text: str, read: Callable[[Path], Any], whole: Check) -
         return Case(path, seeds, lambda: read(path), gzipped(whole) if path.suffix == ".gz" else whole)
 
     return case
+
+
+def titled(folder: Path) -> Case:
+    """Passages whose titles are in another file, which is whole; one passage has none."""
+    path = folder / "para.txt"
+    (folder / "para.title.txt").write_text("1\tone\n3\t셋\n", encoding="utf-8")
+    seed = "1\ta\n2\t한\n3\tc\n".encode()
+    seeds = [seed, b"\xef\xbb\xbf" + seed, seed.replace(b"\n", b"\r\n")]
+    return Case(path, seeds, lambda: list(msmarco.with_titles(path, folder / "para.title.txt")), by_lines())
+
+
+def card(folder: Path) -> Case:
+    """The card of published vectors, as a server hands it back: the text that was written, or refused."""
+    from sparring.stores.card import Card, read_card
+
+    path, made = folder / "card.json", Card("m", "f" * 64, "p" * 64, 3, 2, "dot", "exact", "0")
+    path.write_text(made.text(), encoding="utf-8")
+
+    def read() -> Any:
+        return read_card(path.read_bytes().decode("utf-8", "replace"), "x")
+
+    return Case(path, [path.read_bytes()], read, unchanged(read))
+
+
+def publication(folder: Path) -> Case:
+    """The note of published vectors, its file beside it."""
+    from sparring.stores.card import Card
+    from sparring.stores.folder import NOTE, commit, read
+
+    place = folder / "published"
+    place.mkdir()
+    (place / "passages-1.parquet").write_bytes(b"vectors")
+    made = Card("m", "f" * 64, "p" * 64, 3, 2, "dot", "exact", "0")
+    commit(place, "parquet", made, {"vectors": place / "passages-1.parquet"})
+    written = partial(read, place, "parquet")
+    return Case(place / NOTE, [(place / NOTE).read_bytes()], written, unchanged(written))
 
 
 def run_rows(path: Path) -> list[Any]:
@@ -433,6 +471,11 @@ READERS: Mapping[str, Callable[[Path], Case]] = {
     "trec run gz": text_case("run.trec.gz", RUN, run_rows, by_lines()),
     "dpr list": text_case("train.json", LIST, lambda p: list(dpr.questions(p, "train")), by_json),
     "dpr table": text_case("psgs.tsv", TABLE, lambda p: list(dpr.table(p)), by_csv),
+    "dpr questions": text_case("nq-test.qa.csv", QUESTIONS, lambda p: list(dpr.answered(p, "test")), by_lines()),
+    "msmarco candidates": text_case("top1000.tsv", TOP, lambda p: list(msmarco.candidates(p)), by_lines()),
+    "rocketqa titled passages": titled,
+    "publication": publication,
+    "publication, card": card,
     "manifest": manifest,
     "data set, corpus": dataset_case("corpus.jsonl"),
     "data set, queries": dataset_case("queries.jsonl"),
