@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from sentence_transformers.util import semantic_search
 
 import baselines
 from harness import PeakMemory, Ratio, Roofline, interleave, ratio
 from joint_step import Lengths, Ours, Port, compare
 from material import Material, without_dropout
-from sparring.distributed import make_accelerator
 from sparring.models import Ranker, Retriever, TokenStore
 from sparring.models.inputs import input_module
 from sparring.phases.encode import encode
@@ -164,7 +164,7 @@ def mining(m: Material) -> list[Row]:
 
 def team(models: Mapping[Any, Any], updates: int) -> dict[Any, Any]:
     """Our optimisers and schedules, as the trainers of sentence-transformers set theirs."""
-    accelerator = make_accelerator("cpu")
+    accelerator = Accelerator(cpu=True)  # with the precision that the other arm's trainer has set for this process
     return {
         name: make_trainee(model, accelerator, lr=LR, updates=updates, warmup=0.0, weight_decay=0.0, clip=1.0)
         for name, model in models.items()

@@ -29,8 +29,12 @@ class MilvusProcess:
     def __init__(self, folder: Path) -> None:
         self.folder, self.uri, self._server = folder, "", None
         self._lock = (Path(tempfile.gettempdir()) / "sparring-milvus.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.start()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.start()
+        except BaseException:  # a skip too
+            self._lock.close()
+            raise
 
     def start(self) -> None:
         """Start it, also again after `kill`; skips the test where that cannot be."""

@@ -95,6 +95,7 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | No
     model keeps one forward for both. Gradient accumulation is counted by the training loop, not here.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
     _require_trackers(trackers)
@@ -104,6 +105,8 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: str | No
             expected="a launch without FSDP; the run's own setting says what is sharded",
             fix="launch without --use_fsdp and set run.shard_ranker=true",
         )  # fmt: skip
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != "no":  # of another trainer, earlier
+        AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="no",
         cpu=device == "cpu",

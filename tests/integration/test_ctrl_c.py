@@ -43,6 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def interrupting(target: Any, name: str, number: int, patch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C when a function is called for the ``number``-th time."""
     real, calls = getattr(target, name), iter(range(10**9))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell put into the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def pressed(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == number:

@@ -5,6 +5,9 @@ What two processes do is tested in ``tests/integration/test_processes.py``.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -69,3 +72,13 @@ def test_the_accelerator_changes_no_precision_and_counts_no_accumulation() -> No
     model = torch.nn.Linear(2, 2)
     assert accelerator.prepare_model(model) is model
     accelerator.free_memory()
+
+
+def test_an_earlier_trainer_of_this_process_leaves_no_precision_behind() -> None:
+    """In a process of its own, for the precision is the whole process's."""
+    code = (
+        "from accelerate import Accelerator; from sparring.distributed import make_accelerator;"
+        "print(Accelerator(cpu=True, mixed_precision='bf16').mixed_precision, make_accelerator('cpu').mixed_precision)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["bf16", "no"]

@@ -251,6 +251,7 @@ def test_files_that_are_no_database_or_in_use(tmp_path: Path) -> None:
         assert free.client.list_collections() == []
 
 
+@pytest.mark.long
 @slow
 def test_a_server_that_dies_while_vectors_are_sent(
     milvus_server: MilvusProcess, monkeypatch: pytest.MonkeyPatch
