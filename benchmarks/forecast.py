@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,10 @@ A100, H100 = Device("A100 80 GB", 312e12, 80e9), Device("H100 SXM 80 GB", 989e12
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration with the data and models of its paper."""
+    """A configuration with the data and models of its paper. ``data``: what `Sizes` counts of it."""
 
     config: str
-    passages: int
-    queries: int
-    train: int
-    dev: int
-    test: int
-    heads: int
+    data: Mapping[str, int]
     ranker: Encoder
     retriever: Encoder = BASE
     query_length: int = 32
@@ -103,11 +98,11 @@ MARCO = {"passages": 8_841_823, "queries": 909_824, "train": 502_939, "dev": 6_9
 NQ = {"passages": 21_015_324, "queries": 65_395, "train": 58_880, "dev": 3_258, "test": 3_257, "heads": 58_880}
 TRIVIA = {"passages": 21_015_324, "queries": 67_173, "train": 60_413, "dev": 3_380, "test": 3_380, "heads": 60_413}
 RECIPES = (
-    Recipe("ar2_msmarco", **MARCO, ranker=LARGE),
-    Recipe("ar2_nq", **NQ, ranker=LARGE),
-    Recipe("ar2_trivia", **TRIVIA, ranker=LARGE),
-    Recipe("rocketqav2_msmarco", **MARCO, ranker=BASE),
-    Recipe("rocketqav2_nq", **NQ, ranker=BASE),
+    Recipe("ar2_msmarco", MARCO, ranker=LARGE),
+    Recipe("ar2_nq", NQ, ranker=LARGE),
+    Recipe("ar2_trivia", TRIVIA, ranker=LARGE),
+    Recipe("rocketqav2_msmarco", MARCO, ranker=BASE),
+    Recipe("rocketqav2_nq", NQ, ranker=BASE),
 )
 TEACHES = ("retriever", "joint")
 """Steps that score their lists with both models, whoever is trained."""
@@ -124,10 +119,7 @@ def work_of(recipe: Recipe) -> list[Work]:
     name, resolved = settings(recipe.config)
     towers = 2 if resolved["run"].two_towers else 1
     weights = (4 * towers * recipe.retriever.weights, 4 * recipe.ranker.weights)
-    sizes = Sizes(
-        recipe.passages, recipe.queries, recipe.train, recipe.dev, recipe.test, recipe.heads,
-        dim=recipe.retriever.width, weights=weights, trained_head=False,
-    )  # fmt: skip
+    sizes = Sizes(**recipe.data, dim=recipe.retriever.width, weights=weights, trained_head=False)
     return rehearse(name, resolved.get(name), resolved["warmup"], resolved["run"], sizes).work
 
 
@@ -208,7 +200,7 @@ def memory(recipe: Recipe) -> Memory:
     rest = recipe.ranker.weights - recipe.ranker.layers * recipe.ranker.layer_weights
     gathered = 8 * max(recipe.ranker.layer_weights, rest)  # the part at work and the next, or its gradient
     ranker = 20 * recipe.ranker.weights, 16 * recipe.ranker.weights / GPUS + gathered
-    embeddings = 4 * recipe.passages * recipe.retriever.width * GPUS
+    embeddings = 4 * recipe.data["passages"] * recipe.retriever.width * GPUS
     return Memory(retriever + ranker[0] + largest, retriever + ranker[1] + largest, float(embeddings))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sparring.data import load
+from sparring.log import peak_memory_bytes
 from sparring.phases.mine import positives_of
 from sparring.phases.pools import Pools
 from sparring.phases.sample import ListSampler
@@ -38,13 +39,6 @@ def write(folder: Path, queries: int) -> Path:
     return folder
 
 
-def peak() -> int:
-    """Bytes of resident memory at this program's peak. Not getrusage's: that is at least what the process had that
-    started this one, which may be a test's with a model in memory."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) * 1024
-
-
 def pools_of(positives: dict[int, np.ndarray]) -> Pools:
     """A pool of the next passages for every query."""
     rows = np.fromiter(positives, dtype=np.int64, count=len(positives))
@@ -58,11 +52,11 @@ def pools_of(positives: dict[int, np.ndarray]) -> Pools:
 
 def measure(folder: Path, queries: int) -> dict[str, float]:
     """Seconds, and bytes a query at the peak, of each step."""
-    base, found = peak(), {}
+    base, found = peak_memory_bytes(), {}
 
     def note(name: str, began: float) -> None:
         found[f"{name}, s"] = round(time.monotonic() - began, 2)
-        found[f"{name}, peak bytes a query"] = round((peak() - base) / queries)
+        found[f"{name}, peak bytes a query"] = round((peak_memory_bytes() - base) / queries)
 
     began = time.monotonic()
     data = load(folder, cache=folder / "cache")

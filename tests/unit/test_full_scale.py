@@ -101,8 +101,11 @@ TOY = forecast.Encoder(layers=1, width=2, heads=1, vocabulary=10, positions=5)
 BIG = forecast.Encoder(layers=2, width=4, heads=2, vocabulary=10, positions=5)
 
 
+SMALL = {"passages": 100, "queries": 10, "train": 6, "dev": 2, "test": 2, "heads": 6}
+
+
 def toy(config: str = "ar2_nq") -> forecast.Recipe:
-    return forecast.Recipe(config, 100, 10, 6, 2, 2, 6, ranker=BIG, retriever=TOY, query_length=1, passage_length=3,
+    return forecast.Recipe(config, SMALL, ranker=BIG, retriever=TOY, query_length=1, passage_length=3,
                            pair_length=4)  # fmt: skip
 
 

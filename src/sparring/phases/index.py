@@ -1,8 +1,8 @@
 """Search by inner product over passage embeddings. The only home of faiss.
 
-Exact up to the size that `choose_kind` says: nothing is lost, and an approximate index would have to be built again
-after every refresh. Rows are passage rows of the corpus; equal scores are ordered by row number, so that a list never
-depends on threads or block sizes. The passages may also lie in Milvus.
+Exact by default: nothing is lost, and an approximate index would have to be built again after every refresh. By size
+where that is asked for (`choose_kind`). Rows are passage rows of the corpus; equal scores are ordered by row number, so
+that a list never depends on threads or block sizes. The passages may also lie in Milvus.
 """
 
 from __future__ import annotations

@@ -17,24 +17,12 @@ import pytest
 from server_fixtures import MilvusProcess
 from sparring.phases.index import build_index, build_remote
 from sparring.stores import milvus as module
-from sparring.stores.card import Card
 from sparring.stores.milvus import Milvus
 from sparring.types import InputError
+from store_fixtures import best, card, drawn
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'sparring[milvus]'")
 slow = pytest.mark.slow
-
-
-def card(vectors: np.ndarray, model: str = "a", index: str = "exact") -> Card:
-    return Card(f"runs/{model}", model * 64, "p" * 64, *vectors.shape, "dot", index, "0")
-
-
-def drawn(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32)
-
-
-def best(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
-    return np.argsort(-(queries.astype(np.float64) @ passages.T.astype(np.float64)), axis=1)[:, :k]
 
 
 @pytest.fixture
