@@ -33,8 +33,8 @@ from sparring.distributed import cpu_multiplies_bf16
 from sparring.models.cpu import dropped, keep_mask
 
 STEP = 64
-"""Fused products get a multiple of so many tokens: oneDNN generates code for every new shape and keeps that of the last
-1,024, which takes time in every chunk and memory by the hundred megabytes."""
+"""Products in bf16 get a multiple of so many tokens: oneDNN generates code for every new shape and keeps that of the
+last 1,024, which takes time in every chunk and memory by the hundred megabytes."""
 ENCODERS = (BertEncoder, RobertaEncoder, XLMRobertaEncoder)
 
 
@@ -205,9 +205,8 @@ def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
     """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
     kind, tokens = x.dtype, len(x)
     x = x.to(layers[0].up.weight.dtype)
-    extra = -tokens % STEP if layers[0].up.packed is not None else 0
-    if extra:
-        x, runs = functional.pad(x, (0, 0, 0, extra)), [*runs, Run(1, extra)]
+    if x.dtype == torch.bfloat16:
+        x = functional.pad(x, (0, 0, 0, -tokens % STEP))
     for layer in layers:
         module, first, second = layer.module, layer.module.attention.output, layer.module.output
         attended = _attention(layer.projections(x), module.attention.self, runs)
@@ -226,7 +225,7 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _attention(projected: Tensor, module: Any, runs: Sequence[Run]) -> Tensor:
-    """Every row attends to itself.  (T, 3 H) -> (T, H)"""
+    """Every row attends to itself.  (T, 3 H) -> (T, H), zero after the last row"""
     heads, scale, p = module.num_attention_heads, float(module.scaling), _p(module.dropout)
     if torch.is_grad_enabled() or p:
         found: Tensor = _Attention.apply(projected, runs, heads, scale, p)  # type: ignore[no-untyped-call]
@@ -237,16 +236,19 @@ def _attention(projected: Tensor, module: Any, runs: Sequence[Run]) -> Tensor:
         query, key, value = projected[part].view(run.rows, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value, scale=scale)
         found[part] = attended.transpose(1, 2).reshape(run.rows * run.length, -1)
+    found[start:] = 0
     return found
 
 
 class _Attention(torch.autograd.Function):
     r"""$\mathrm{dropout}(\mathrm{softmax}(s\,QK^\top))\,V$ of every row, with its gradient written out: what is kept
-    for it are the weights and the mask, and all rows write into one result."""
+    for it are the weights and the mask, and all rows write into one result. In float32 also where the projections are
+    bf16: these products are small, of a shape for every length, and oneDNN's code for a new bf16 shape costs more."""
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, runs: Sequence[Run], heads: int, scale: float, p: float) -> Tensor:
         found, start = projected.new_empty(len(projected), projected.shape[1] // 3), 0
+        projected = _wide(projected)
         kept: list[Tensor] = []
         for run in runs:
             part = slice(start, start := start + run.rows * run.length)
@@ -256,6 +258,7 @@ class _Attention(torch.autograd.Function):
             mask = keep_mask(weights.shape, p, weights.dtype) if p else None
             _from_heads(torch.bmm(weights * mask if mask is not None else weights, value), run, heads, found[part])
             kept += [three, weights, *([mask] if mask is not None else [])]
+        found[start:] = 0
         ctx.save_for_backward(*kept)
         ctx.runs, ctx.heads, ctx.scale, ctx.each = runs, heads, scale, 3 if p else 2
         return found
@@ -264,6 +267,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
         found, start = gradient.new_empty(len(gradient), 3 * gradient.shape[1]), 0
+        gradient = _wide(gradient)
         saved = ctx.saved_tensors
         for number, run in enumerate(ctx.runs):
             part = slice(start, start := start + run.rows * run.length)
@@ -278,7 +282,13 @@ class _Attention(torch.autograd.Function):
             torch.baddbmm(empty, slope.transpose(1, 2), query, beta=0, alpha=ctx.scale, out=three[1])
             torch.bmm(used.transpose(1, 2), output, out=three[2])
             _from_heads(three, run, ctx.heads, found[part])
+        found[start:] = 0
         return found, None, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """bf16 as float32; everything else as it is."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
