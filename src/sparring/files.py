@@ -161,6 +161,14 @@ def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:
         ) from None
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def beside(path: Path, ending: str = "part") -> Path:
     """Where this process writes ``path`` before it is renamed.
 

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 JOURNAL, LOCK = "journal.jsonl", ".lock"
+FINISHED = "a finished run"
 _EMPTY = (LOCK, ".writable")  # what a run that was stopped at its very first moment leaves
 
 PACKAGES = (
@@ -187,11 +188,12 @@ def is_unused(folder: Path) -> bool:
 def require_unused(folder: Path) -> None:
     """Refuse a path where something lies already."""
     if not is_unused(folder):
+        finished = (folder / "results.json").is_file() and not unfinished(folder)
         raise InputError(
             "the output folder is already used",
             where=str(folder),
             expected="a folder that does not exist, or an empty one",
-            got=f"{'a file' if folder.is_file() else 'a folder with files in it'}",
+            got="a file" if folder.is_file() else FINISHED if finished else "a folder with files in it",
             fix="choose another --out, or remove this one yourself; nothing was overwritten",
         )
 

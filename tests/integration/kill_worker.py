@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from sparring.phases.export import export as real_export
 from sparring.recipes.compare import compare
 from sparring.recipes.standalone import encode_to
 from sparring.recipes.train import train
+from sparring.rundir import FINISHED
+from sparring.types import InputError
 
 
 def die() -> None:
@@ -103,6 +106,10 @@ def plant(point: str, number: int) -> None:
     elif point == "index":
         module = at.experiment
         module.build_index = on_call(number, lambda *_, **__: die(), module.build_index)
+    elif point == "end":
+        journal: Any = at.journal
+        real_remove = journal.remove
+        journal.remove = on_call(number, lambda path: (real_remove(path), die()), real_remove)
     elif point == "export":
         at.train.export = lambda *a, **k: (real_export(*a, **k), die())  # type: ignore[assignment,attr-defined]
     else:
@@ -144,6 +151,10 @@ def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
             plant(*point)
         DOES[job.get("does", "train")](**job["arguments"], out=out)
         code = 0
+    except BaseException as error:
+        if isinstance(error, InputError) and FINISHED in str(error):  # it was killed after its end
+            code = 0
+        print(f"{out}:", traceback.format_exc(), file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 

@@ -32,6 +32,7 @@ SETTINGS = ["run.checkpoint_seconds=0"]
 POINTS = (
     "checkpoint 0", "checkpoint 9", "kept weights 0", "kept weights 5", "stored result 4", "stored result 9",
     "encode shard 0", "encode shard 2", "journal line 0", "journal line 12", "journal line 30", "index 2",
+    "end 0", "end 4", "end 6",
 )  # fmt: skip
 TIMED = {"seconds", "took", "cpu", "peak_memory_mb"}
 

@@ -24,7 +24,17 @@ from sparring.config import to_toml
 from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import choose_device, choose_precision, processes
-from sparring.files import damaged, digests, explained, read_sealed, sha256, write_json, write_sealed, write_text
+from sparring.files import (
+    damaged,
+    digests,
+    explained,
+    read_sealed,
+    remove,
+    sha256,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from sparring.log import peak_memory_bytes, release_memory, reset_peak_memory
 from sparring.models.memory import enough_memory
 from sparring.phases.evaluate import Row, Table, check_measures
@@ -277,7 +287,7 @@ class Seed:
             baselines = prepare(x, self.plan.warmup)
             shutil.rmtree(shared / "index", ignore_errors=True)
             save_warm(x, shared, baselines)
-            x.journal.forget()
+            x.journal.end()
         finally:
             x.let_go()
         (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held
@@ -346,14 +356,6 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
 
 _PASSING = (LOCK, "journal.jsonl", "journal", "checkpoint", "index")
 """What a warm start's folder holds only until it is whole."""
-
-
-def remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def named_files(folder: Path, without: Sequence[str]) -> list[str]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.files import SEAL, explained, seal, sealed, sha256, unsealed
+from sparring.files import SEAL, explained, remove, seal, sealed, sha256, unsealed
 from sparring.rundir import JOURNAL
 from sparring.types import InputError
 
@@ -103,17 +102,30 @@ class Journal:
             )  # fmt: skip
         return path
 
-    def forget(self) -> None:
-        """The run goes on from here no more: away with the checkpoint, the journal and what its lines left."""
+    @property
+    def ended(self) -> tuple[str, ...] | None:
+        """What a finished run still has to `clear` away; None where the run is not finished."""
+        last = self.entries[-1] if self.entries else {"kind": ""}
+        return tuple(last["passing"]) if last["kind"] == END else None
+
+    def end(self, *passing: str) -> None:
+        """The run is finished, from the moment at which a last line says so: away with all that served to go on, and
+        with these files and folders. A process that is killed in between leaves the rest to the next one's `clear`."""
         if self.folder is None:
             return
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)  # a run that stops here needs it no longer
-        (self.folder / JOURNAL).unlink()
-        shutil.rmtree(self.folder / "journal", ignore_errors=True)
+        self.add(END, self.entries[0]["name"], passing=passing)
+        clear(self.folder, passing)
         self.folder, self.entries, self.position = None, [], 0
 
 
 WEIGHTS = ("fit", "restore")
+END = "end"
+
+
+def clear(folder: Path, passing: Sequence[str]) -> None:
+    """Remove from a finished run's folder what is no result: the journal last, for it knows what that is."""
+    for name in ("checkpoint", "journal", *passing, JOURNAL):
+        remove(folder / name)
 
 
 def _read(path: Path, *, repair: bool) -> list[Entry]:

@@ -43,7 +43,7 @@ from sparring.recipes.competition import RECIPES, compete, prepare
 from sparring.recipes.evidence import write_evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.forecast import forecast, tell
-from sparring.recipes.journal import Journal, differences
+from sparring.recipes.journal import Journal, clear, differences
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
@@ -218,10 +218,12 @@ def set_up(
         on_main(lambda: make_folder(out), accelerator.device)
     held = None if again else hold(run.path, accelerator)
     try:
-        if goes_on and not unfinished(out):  # another process ended it while this one was loading
-            require_unused(Path(out))
         resumable = not again and (goes_on or settings.checkpoints != "none")
         journal = Journal(run.path if resumable else None, writes=rank() == 0)
+        if (passing := journal.ended) is not None:  # killed after its end, before all was cleared away
+            on_main(lambda: clear(run.path, passing), accelerator.device)
+        if goes_on and not unfinished(out):  # or another process ended it while this one was loading
+            require_unused(Path(out))
         accelerator.wait_for_everyone()
         place_of_work = {"device": device.value, "precision": precision.value, "processes": processes()}
         place_of_work |= {"threads": int(threads.value)}
@@ -481,12 +483,9 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
     write_report(x.run.path)
-    shutil.rmtree(x.run.path / "index", ignore_errors=True)
-    x.journal.forget()  # from here on the run is finished
-    gone = ["vectors"] if x.config.checkpoints == "rounds" else ["states", "vectors"]
-    for place in gone:
-        shutil.rmtree(x.run.path / place, ignore_errors=True)
-    (x.run.path / LOCK).unlink(missing_ok=True)
+    passing = ("index", "vectors", LOCK, *(() if x.config.checkpoints == "rounds" else ("states",)))
+    x.journal.end(*passing)  # from here on the run is finished
+    clear(x.run.path, passing)  # also where there was no journal
 
 
 def card_of(
