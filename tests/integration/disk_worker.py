@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import fnmatch
+import gc
 import io
 import json
 import os
@@ -146,6 +147,7 @@ def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     folder, arguments = Path(job["folder"]), job["arguments"]
     told = folder / "told.txt"
+    gc.freeze()  # else every collection in a child copies all of this process's pages
     print(json.dumps({"name": "whole", "codes": [run(arguments, folder / "whole", told)]}), flush=True)
     for name, (pattern, number) in job["kinds"].items():
         trial(arguments, name, folder / name, told, (pattern, number), lambda: None)

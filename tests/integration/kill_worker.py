@@ -8,6 +8,7 @@ killed.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -177,6 +178,7 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     whole = 0.0
     sparring.phases.index._faiss()  # imported, and its kernels tried, once for all children
+    gc.freeze()  # else every collection in a child copies all of this process's pages
     if job["whole"]:
         start = time.monotonic()
         code = ended(fork(job, f"{job['runs']}/whole", None), None)
