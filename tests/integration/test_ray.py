@@ -24,7 +24,7 @@ pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as Nodes
 from ray_light import Mortal, Sleeping, Wrong
-from ray_worker import Dying
+from ray_worker import Dying, DyingSearcher
 
 from sparring.cluster import Cluster
 from sparring.models import Retriever, TokenStore, load_retriever
@@ -135,6 +135,19 @@ def test_lists_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> Non
     np.testing.assert_array_equal(rows, alone[1])
     np.testing.assert_array_equal(scores, alone[0])
     assert not list(tmp_path.glob(".p.npy*"))
+
+
+def test_a_search_goes_on_where_a_worker_died(cluster: Cluster, tmp_path: Path) -> None:
+    """Only the span that it was at is searched again, and the lists are those of one process."""
+    rng = np.random.default_rng(1)
+    passages, queries = (np.round(rng.standard_normal((n, 16), dtype=np.float32) * 8) / 8 for n in (224, 20))
+    np.save(tmp_path / "p.npy", passages)
+    found = ShardedIndex(tmp_path / "p.npy", cluster, worker=DyingSearcher).search(queries, 40)
+    alone = build_index(passages).search(queries, 40)
+    np.testing.assert_array_equal(found[1], alone[1])
+    np.testing.assert_array_equal(found[0], alone[0])
+    assert begun(tmp_path) == [0, 32, 64, 96, 96, 128, 160, 192]
+    assert not list(tmp_path.glob(".p.npy*")), "no parts are left"
 
 
 def test_a_node_without_the_model(
