@@ -35,7 +35,7 @@ class Ablation:
     question: str
     arms: str
     paper: tuple[str, ...]
-    budget: int = 5120
+    budget: int = 4096
     settings: tuple[str, ...] = ()
 
 
@@ -68,15 +68,12 @@ ABLATIONS = {
         "Which adversarial loss?", "ar2,ar2:variant=paper,ar2:variant=official", ("not reported",) * 2
     ),
     "rounds": Ablation(
-        "How many rounds, with and without refresh?", "ar2:rounds=5,ar2:rounds=5,refresh=false", ("-",), budget=7680,
+        "How many rounds, with and without refresh?", "ar2:rounds=5,ar2:rounds=5,refresh=false", ("-",), budget=5120,
     ),
     "sampling": Ablation(
         "Which negatives of the pool?",
-        "ar2:adv_lambda=0,ar2:adv_lambda=0,sampling=simans,ar2:adv_lambda=0,sampling=top",
-        ("+", "not reported"),
+        "ar2:adv_lambda=0,ar2:adv_lambda=0,sampling=simans", ("+",),
     ),
-    "small-ranker": Ablation("A ranker as small as the retriever", "separate,ar2,rocketqav2", ("+", "+"),
-                             settings=("run.ranker_layers=2",)),
     "large-ranker": Ablation("A ranker larger than the retriever", "separate,ar2,rocketqav2", ("+", "+"),
                              settings=("run.ranker_layers=6",)),
 }  # fmt: skip

@@ -170,6 +170,8 @@ def test_training_that_searches_in_milvus_equals_training_in_memory(
     data = write_toy(tmp_path / "toy")
     models = ("--retriever", tiny_st, "--ranker", tiny_ce)
     short = ("ar2.rounds=2", "ar2.retriever_steps=2", "ar2.ranker_steps=2")
+    with Milvus(milvus_uri) as server:
+        before = set(server.client.list_collections())  # what other tests have published there
     for name, index in (("memory", "faiss"), ("milvus", f"milvus:{milvus_uri}")):
         done = call("train", data, *models, "--out", tmp_path / name, "--index", index, *settings(*short))
         assert done.exit_code == 0, done.stderr
@@ -181,7 +183,7 @@ def test_training_that_searches_in_milvus_equals_training_in_memory(
         for query, docs in found.items():
             assert docs == pytest.approx(known[query], abs=1e-4)
     with Milvus(milvus_uri) as server:
-        (collection,) = server.client.list_collections()
+        (collection,) = set(server.client.list_collections()) - before
         (alias,) = server.client.list_aliases(collection)["aliases"]
         assert alias.startswith("sparring_milvus_")
         found = server.behind(alias)
