@@ -163,6 +163,7 @@ def test_a_node_without_the_model(
     assert not (tmp_path / "p.npy").exists()
 
 
+@pytest.mark.timeout(600)
 def test_commands_and_refresh_give_the_same_files(
     nodes: Nodes, tiny_st: Path, tiny_ce: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,10 +184,21 @@ def test_commands_and_refresh_give_the_same_files(
         assert done.exit_code == 0, done.output
     np.testing.assert_allclose(np.load(tmp_path / "spread.npy"), np.load(tmp_path / "local.npy"), atol=1e-6, rtol=0)
 
-    pair = ("--recipe", "warmup", "--retriever", tiny_st, "--ranker", tiny_ce)
+    queries = ("--kind", "query", "--retriever", tiny_st, "--precision", "fp32", "--out", tmp_path / "q.npy")
+    assert call("-q", "encode", toy, *queries).exit_code == 0
+    vectors = tmp_path / "local.npy"
+    assert call("-q", "index", vectors, "--out", tmp_path / "p.index").exit_code == 0
+    both = ("--passages", vectors, "--query-embeddings", tmp_path / "q.npy", "-k", 10)
+    for out, more in (("local", ("--index", tmp_path / "p.index")), ("spread", ray)):
+        done = call("-q", "search", *both, "--out", tmp_path / f"{out}.trec", *more)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "spread.trec").read_bytes() == (tmp_path / "local.trec").read_bytes()
+
+    pair = ("--recipe", "separate", "--retriever", tiny_st, "--ranker", tiny_ce)
     quick = ("run.mine_depth=20", "run.rerank_depth=8", "run.search_depth=100", "run.precision=fp32", "run.threads=1",
              "run.audit_lists=0", "warmup.retriever_steps=0", "warmup.ranker_steps=1", "warmup.ranker_batch=4",
-             "warmup.ranker_negatives=3")  # fmt: skip
+             "warmup.ranker_negatives=3", "separate.rounds=1", "separate.retriever_steps=1", "separate.ranker_steps=1",
+             "separate.batch=4", "separate.negatives=3")  # fmt: skip
     for out, more in (("a", ()), ("b", ("run.engine=ray", "run.ray_workers=1", f"run.ray_shard={SHARD}"))):
         chosen = [word for setting in (*quick, *more) for word in ("--set", setting)]
         done = call("-q", "train", toy, *pair, "--out", tmp_path / out, *chosen)
@@ -195,7 +207,7 @@ def test_commands_and_refresh_give_the_same_files(
         rows = [[line.split()[:4] for line in (tmp_path / run / "runs" / name).read_text().splitlines()]
                 for run in ("a", "b")]  # fmt: skip
         assert rows[0] == rows[1], name
-    assert jobs == ["ShardEncoder", "ShardEncoder", "SpanSearcher"], "encode's one and train's two"
+    assert jobs == ["ShardEncoder", "SpanSearcher", *["ShardEncoder", "SpanSearcher"] * 2], "train's are two refreshes"
 
 
 @pytest.mark.parametrize(
