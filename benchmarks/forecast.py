@@ -190,7 +190,7 @@ class Memory:
 
 def memory(recipe: Recipe) -> Memory:
     """16 bytes a trained weight (weight, gradient, two moments, fp32), 4 more where DDP keeps its buckets, and the
-    activations of one chunk of the larger model; embeddings once on disk and once in the index, for each process."""
+    activations of one chunk of the larger model; a file of embeddings for each process, from which it searches."""
     _, resolved = settings(recipe.config)
     run = resolved["run"]
     tokens, towers = run.train_tokens or 8192, 2 if run.two_towers else 1
@@ -219,7 +219,7 @@ def tables(utilisation: float) -> str:
             cells = [f"{value:.1f}" for value in (*hours.values(), shared)]
             lines.append(f"| {recipe.config}, {device.name} | {' | '.join(cells)} |")
     lines += [
-        "", "| memory | each GPU, both replicated | each GPU, ranker sharded | embeddings in RAM, all processes |",
+        "", "| memory | each GPU, both replicated | each GPU, ranker sharded | embeddings on disk, all processes |",
         "|---|---|---|---|",
     ]  # fmt: skip
     for recipe in RECIPES:

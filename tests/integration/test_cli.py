@@ -9,6 +9,7 @@ import pytest
 from cli_fixtures import call, settings, write_toy
 
 from sparring.data import read_run
+from sparring.files import SEAL, write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,17 @@ def test_phases_chain_on_plain_files(toy: Path, tiny_st: Path, tiny_ce: Path, tm
                  "-k", 20, "--out", run)  # fmt: skip
     assert found.exit_code == 0, found.output
     assert {len(ranking) for ranking in read_run(run).values()} == {20}
+    again = ("-q", "search", "--index", tmp_path / "i.faiss", "--passages", passages, "--out", tmp_path / "no.trec")
+    refused = call(*again, "--query-embeddings", passages)
+    assert refused.exit_code == 2
+    assert "these are no query embeddings" in refused.stderr
+    note = tmp_path / "q.npy.json"
+    was = note.read_bytes()
+    write_sealed(note, {key: value for key, value in json.loads(was).items() if key != SEAL} | {"weights": "0" * 64})
+    refused = call(*again, "--query-embeddings", queries)
+    assert refused.exit_code == 2
+    assert "encoded by two models" in refused.stderr
+    note.write_bytes(was)
     mined = call("-q", "mine", toy, "--run", run, "--negatives", 5, "--out", tmp_path / "m.jsonl")
     assert mined.exit_code == 0, mined.output
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]

@@ -128,6 +128,10 @@ def test_the_command_prints_tables_or_json(start: dict[str, Any], tmp_path: Path
     refused = call(*arguments, "--passages", "4", "--workers", "8")
     assert refused.exit_code == 2
     assert "nothing to plan" in refused.output
+    for network in ("nan", "inf", "0"):
+        refused = call(*arguments, "--passages", "1e6", "--network", network)
+        assert refused.exit_code == 2
+        assert "nothing to plan" in refused.output
     assert 0 < told["share_of_refresh"] < 1
     assert told["seconds"] == pytest.approx(sum(phase["wall"] for phase in told["phases"]))
     assert set(told["hardware"]) == {"device", "precision", "threads", "processes"}

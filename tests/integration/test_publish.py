@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def test_what_is_published_is_found_by_its_own_model_alone(
     refused = call("ask", pair, "anything", "--from", place)
     assert refused.exit_code == 2
     assert "nothing is published there" in refused.stderr
+    assert not (tmp_path / "pair.db").exists(), "a question makes no database"
     done = call("publish", pair, data, "--to", place)
     assert done.exit_code == 0, done.stderr
     assert "64 passages x 32, exact" in done.stdout
@@ -123,6 +125,23 @@ def test_a_failure_keeps_the_embeddings_for_the_next_attempt_and_the_old_publica
     assert not kept.exists()
 
 
+def test_a_second_publication_of_a_pair_does_not_touch_the_first_ones_embeddings(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, model = load(write_toy(tmp_path / "toy")), pair / "retriever"
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(publishing, "encode", encode)
+        with pytest.raises(InputError, match="another process is writing this file"):
+            publish(data, model, f"faiss:{tmp_path / 'second'}")
+        return encode(*arguments, **named)
+
+    monkeypatch.setattr(publishing, "encode", meanwhile)
+    assert publish(data, model, f"parquet:{tmp_path / 'first'}").new
+    assert not (tmp_path / "second").exists()
+    assert publish(data, model, f"faiss:{tmp_path / 'second'}").new
+
+
 def test_other_files_are_not_overwritten_and_damage_is_found(pair: Path, tmp_path: Path) -> None:
     data, folder = load(write_toy(tmp_path / "toy")), tmp_path / "published"
     folder.mkdir()
@@ -148,6 +167,8 @@ def test_other_files_are_not_overwritten_and_damage_is_found(pair: Path, tmp_pat
         ("milvus:ftp://x", "not a place for Milvus"),
         ("milvus:http://127.0.0.1:1", "did not do what was asked"),
         ("pgvector:host=127.0.0.1 port=1", "did not do what was asked"),
+        ("parquet:/proc/nothing/here", "the output cannot be written"),
+        ("faiss:/dev/null/here", "the output cannot be written"),
     ],
 )
 def test_wrong_places_are_found_before_anything_is_encoded(

@@ -36,7 +36,8 @@ from sparring.types import InputError
 logger = logging.getLogger("sparring")
 
 _SHARED = "give all nodes the same files under the same path (a shared file system)"
-_SPANS = 64  # parts of a search, at most: each leaves up to k results a query
+_SPANS = 64  # parts of a search, unless each were too much work: each leaves up to k results a query
+_WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow core, far from the time limit of a shard
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
 
 
@@ -214,7 +215,7 @@ class ShardedIndex:
         if self._passages.ndim != 2 or not self._passages.size:
             got = str(list(self._passages.shape))
             raise InputError("no passages to search", where=str(file), expected="[N, d]", got=got)
-        self.span = span or span_of(len(self), cluster.shard)
+        self.span = span
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -237,24 +238,25 @@ class ShardedIndex:
         Finished spans are kept beside the embeddings until all are: a search that is stopped goes on.
         """
         require_queries(queries, k, self.dim)
-        k, spans = min(k, len(self)), range(0, len(self), self.span)
+        span = self.span or span_of(len(self), self.cluster.shard, len(queries) * self.dim)
+        k, spans = min(k, len(self)), range(0, len(self), span)
         if len(spans) == 1 or not len(queries):
             return build_index(self._passages).search(queries, k, progress=progress)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        parts = self._parts(queries, k)
+        parts = self._parts(queries, k, span)
         best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
         with progress_bar(progress, total=len(self), unit="passages") as bar:
             for start, path in self._made(parts, k, spans):
                 best = _joined(best, path, k)
-                bar.update(min(self.span, len(self) - start))
+                bar.update(min(span, len(self) - start))
         shutil.rmtree(parts, ignore_errors=True)
         return best
 
-    def _parts(self, queries: np.ndarray, k: int) -> Path:
+    def _parts(self, queries: np.ndarray, k: int, span: int) -> Path:
         """The folder of this search's spans; with the queries in it."""
         note = self.file.with_name(f"{self.file.name}.json")
         of = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else files.sha256(self.file)
-        digest = hashlib.sha256(f"{of} {k} {self.span} {queries.shape}".encode() + queries.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{of} {k} {span} {queries.shape}".encode() + queries.tobytes()).hexdigest()
         parts = self.file.with_name(f".{self.file.name}.{digest[:16]}.search")
         parts.mkdir(exist_ok=True)
         if not (parts / "queries.npy").exists():
@@ -270,7 +272,7 @@ class ShardedIndex:
             if path is not None:
                 yield start, path
             else:
-                todo.append({"start": start, "stop": min(start + self.span, len(self))})
+                todo.append({"start": start, "stop": min(start + spans.step, len(self))})
         if todo:
             job = SearchJob(
                 str(self.file.absolute()), str((parts / "queries.npy").absolute()), len(self), str(parts.absolute()), k
@@ -280,9 +282,14 @@ class ShardedIndex:
                     yield answer["start"], arrived(parts / answer["file"])
 
 
-def span_of(rows: int, least: int) -> int:
-    """Rows of a span: 64 spans at most, none smaller than ``least``, in whole blocks of the search in one process."""
-    wanted = max(least, -(-rows // _SPANS))
+def span_of(rows: int, least: int, work: int = 0) -> int:
+    """Rows of a span: as for 64 spans, less where that is too much work, not under ``least``, in whole blocks of the
+    search in one process.
+
+    Args:
+        work: multiplications for one row: queries x dimensions.
+    """
+    wanted = max(least, min(-(-rows // _SPANS), _WORK // max(1, work)))
     unit = _BLOCK if wanted >= _BLOCK else _UNIT
     return wanted if wanted < unit else -(-wanted // unit) * unit
 

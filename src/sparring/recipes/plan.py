@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -238,7 +239,7 @@ def plan(
 
 
 def _require_scale(passages: Sequence[int], workers: int, network: float) -> None:
-    if workers < 1 or any(count < workers for count in passages) or network <= 0:
+    if workers < 1 or any(count < workers for count in passages) or not 0 < network < math.inf:
         raise InputError(
             "there is nothing to plan for these workers", where="passages, workers, network",
             expected="at least one worker, a passage for each, and a network",

@@ -19,10 +19,10 @@ from sparring.files import explained, whole
 from sparring.models import Retriever, load_retriever
 from sparring.phases.encode import encode
 from sparring.phases.index import Index, Kind, build_index, choose_kind
-from sparring.recipes.standalone import autocast_type, ids_in
+from sparring.recipes.standalone import alone, autocast_type, ids_in
 from sparring.stores import folder as folders
-from sparring.stores.address import Address, check_name, parse_address
-from sparring.stores.card import Card, fingerprint_of, refuse_other
+from sparring.stores.address import Address, absent, check_name, parse_address
+from sparring.stores.card import Card, fingerprint_of, nothing_there, refuse_other
 from sparring.stores.milvus import Milvus
 from sparring.stores.pgvector import Postgres
 from sparring.types import InputError
@@ -91,13 +91,13 @@ def publish(
             return Published(where, found, new=False)
         refuse_other(found, card, where, replace=replace)
     folder = default_cache() / "publish" / f"{card.fingerprint[:16]}-{card.passages[:16]}-{precision}"
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors = encode(
-        model, store, "passage", out=folder / "passages.npy", dtype=autocast_type(precision),
-        token_budget=choose_tokens(0, choose_device().value, 16384), progress="encode passages",
-    )  # fmt: skip
-    _write(address, name, vectors, ids, card)
-    shutil.rmtree(folder, ignore_errors=True)
+    with alone(folder / "passages.npy"):  # another publication of this pair may be under way
+        vectors = encode(
+            model, store, "passage", out=folder / "passages.npy", dtype=autocast_type(precision),
+            token_budget=choose_tokens(0, choose_device().value, 16384), progress="encode passages",
+        )  # fmt: skip
+        _write(address, name, vectors, ids, card)
+        shutil.rmtree(folder, ignore_errors=True)
     return Published(where, card, new=True)
 
 
@@ -117,6 +117,8 @@ def _where(address: Address, name: str) -> str:
 def _card_at(address: Address, name: str) -> Card | None:
     """What is published there now; asked before anything is encoded."""
     if address.store == "milvus":
+        if absent(address):
+            return None
         with Milvus(address.place) as server:
             behind = server.behind(name)
         return behind[1] if behind else None
@@ -124,7 +126,24 @@ def _card_at(address: Address, name: str) -> Card | None:
         with Postgres(address.place) as database:
             return database.card(name)
     found = folders.read(Path(address.place), address.store)
+    if found is None:
+        _require_makeable(Path(address.place))
     return found.card if found else None
+
+
+def _require_makeable(folder: Path) -> None:
+    """InputError unless a folder can be made; it is not left."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    _make(folder)
+    for path in missing:
+        path.rmdir()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the output cannot be written", where=str(folder), got=str(error)) from None
 
 
 def _write(address: Address, name: str, vectors: np.ndarray, ids: Sequence[str], card: Card) -> None:
@@ -139,8 +158,7 @@ def _write(address: Address, name: str, vectors: np.ndarray, ids: Sequence[str],
 
 
 def _write_files(folder: Path, store: str, vectors: np.ndarray, ids: Sequence[str], card: Card) -> None:
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     files = {"vectors": folders.data_file(folder, card, store)}
     if store == "parquet":
         folders.write_parquet(files["vectors"], vectors, ids, card)
@@ -194,6 +212,8 @@ Search = Callable[[np.ndarray, int], list[tuple[list[float], list[str]]]]
 def _opened(address: Address, name: str) -> Iterator[tuple[Card, Search]]:
     """The card of what is published, and a search in exactly that."""
     if address.store == "milvus":
+        if absent(address):
+            raise nothing_there(_where(address, name))
         with Milvus(address.place) as server:
             collection = server.open(name)
             yield collection.card, lambda vectors, k: [_best(*found) for found in collection.lists(vectors, k)]

@@ -244,6 +244,7 @@ def _searched_by(cluster: Cluster, index_file: Path | None, passages: Path, quer
     cluster.check()
     _, passage_ids = read_embeddings(passages)
     vectors, query_ids = read_embeddings(queries)
+    _require_one_model(passages, queries)
     if index_file is not None and (kind := _require_index_of(index_file, passages)["kind"]) != "exact":
         raise InputError(
             "a cluster searches exactly", where=str(index_file), expected="an exact index, or none", got=str(kind),
@@ -251,6 +252,25 @@ def _searched_by(cluster: Cluster, index_file: Path | None, passages: Path, quer
         )  # fmt: skip
     scores, rows = ShardedIndex(passages, cluster).search(vectors, k)
     return run_of(query_ids, lambda numbers: [passage_ids[i] for i in numbers], scores, rows)
+
+
+def _require_one_model(passages: Path, queries: Path) -> None:
+    """InputError where the notes beside two embeddings files say that they are no passages and queries of one model."""
+    notes = [
+        json.loads(note_of(path).read_text(encoding="utf-8")) if note_of(path).is_file() else {}
+        for path in (passages, queries)
+    ]
+    if "weights" in notes[0] and "weights" in notes[1] and notes[0]["weights"] != notes[1]["weights"]:
+        raise InputError(
+            "passages and queries were encoded by two models", where=str(queries), expected=f"the model of {passages}",
+            got=f"weights {notes[1]['weights'][:12]}, not {notes[0]['weights'][:12]}", fix="encode one of them again",
+        )  # fmt: skip
+    for path, note, kind in zip((passages, queries), notes, ("passage", "query"), strict=True):
+        if note.get("kind", kind) != kind:
+            raise InputError(
+                f"these are no {kind} embeddings", where=str(path), expected=f"sparring encode --kind {kind}",
+                got=f"--kind {note['kind']}",
+            )  # fmt: skip
 
 
 def _require_index_of(index_file: Path, passages: Path) -> dict[str, Any]:
@@ -272,6 +292,7 @@ def _searched(index_file: Path, passages: Path, queries: Path, k: int) -> Run:
     _require_index_of(index_file, passages)
     found = Index.load(index_file)
     vectors, query_ids = read_embeddings(queries)
+    _require_one_model(passages, queries)
     if len(found) != len(passage_ids):
         got = f"{len(found)} indexed, {len(passage_ids)} ids"
         expected = "the same embeddings"

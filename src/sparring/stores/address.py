@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -41,6 +42,11 @@ def parse_address(text: str) -> Address:
     if store == "milvus":
         check_milvus(place)
     return Address(store, place)
+
+
+def absent(address: Address) -> bool:
+    """Whether this is a file of milvus-lite that nobody has made yet: asking would make it."""
+    return address.store == "milvus" and "://" not in address.place and not Path(address.place).exists()
 
 
 def check_milvus(uri: str) -> None:

@@ -149,13 +149,11 @@ class Milvus:
         name = f"{alias}__{int(time.time()):010d}_{secrets.token_hex(4)}"
         try:
             self._fill(name, vectors, card, ids)
+            self.call("alter_alias" if before else "create_alias", name, alias)
         except BaseException:
-            self._forget(name)
+            if not self._is_behind(alias, name):  # the server may have done what it could not say any more
+                self._forget(name)
             raise
-        if before is None:
-            self.call("create_alias", name, alias)
-        else:
-            self.call("alter_alias", name, alias)
         if before is not None:
             self._forget(before[0])
         return Collection(self, name, card)
@@ -200,6 +198,13 @@ class Milvus:
             schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=max(64, longest))
         schema.add_field("vector", kinds.FLOAT_VECTOR, dim=card.dim)
         return schema
+
+    def _is_behind(self, alias: str, name: str) -> bool:
+        try:
+            found = self.behind(alias)
+        except InputError:
+            return False
+        return found is not None and found[0] == name
 
     def _forget(self, name: str) -> None:
         """Drop a collection; where the server does not answer any more it is dropped by a later call of `make`."""

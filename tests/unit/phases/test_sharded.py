@@ -124,6 +124,14 @@ def test_spans(rows: int, least: int, span: int) -> None:
     assert -(-rows // span) <= 64
 
 
+@pytest.mark.parametrize("queries", [1, 10_000, 500_000, 2_000_000])
+def test_no_span_takes_long(queries: int) -> None:
+    """At 100 GFLOP/s, 21 million passages of 768 dimensions; the time limit of a shard is 1,800 s."""
+    span = span_of(21 * 10**6, 8192, queries * 768)
+    assert 2 * span * queries * 768 / 1e11 < 300
+    assert span % 8192 == 0
+
+
 def test_shards_of_the_same_model_alone(tiny_st: Path, tmp_path: Path) -> None:
     retriever = load_retriever(tiny_st)
     store = retriever.tokenize([f"how to list key {i}" for i in range(90)], "passage", tmp_path / "tokens")

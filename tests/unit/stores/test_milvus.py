@@ -21,7 +21,7 @@ from sparring.stores.milvus import Milvus
 from sparring.types import InputError
 from store_fixtures import best, card, drawn
 
-pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'sparring[milvus]'")
+pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'sparring[milvus]'")
 slow = pytest.mark.slow
 
 
@@ -128,6 +128,26 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(server: Milvus, monkey
     with pytest.raises(InputError, match="does not hold what was sent") as caught:
         server.make("pair", second, card(second, "b"))
     assert (caught.value.expected, caught.value.got) == ("50 passages", "45")
+    assert server.client.list_collections() == [before.name]
+    assert server.open("pair").card == card(first)
+
+
+@slow
+def test_an_alias_that_cannot_be_moved_leaves_no_collection(server: Milvus, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = drawn(30), drawn(50, seed=1)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise pymilvus.MilvusException(message="not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.client, "create_alias", refused)
+        with pytest.raises(InputError, match="did not do what was asked"):
+            server.make("pair", first, card(first))
+    assert server.client.list_collections() == []
+    before = server.make("pair", first, card(first))
+    monkeypatch.setattr(server.client, "alter_alias", refused)
+    with pytest.raises(InputError, match="did not do what was asked"):
+        server.make("pair", second, card(second, "b"))
     assert server.client.list_collections() == [before.name]
     assert server.open("pair").card == card(first)
 
