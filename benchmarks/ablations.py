@@ -68,7 +68,8 @@ ABLATIONS = {
         "Which adversarial loss?", "ar2,ar2:variant=paper,ar2:variant=official", ("not reported",) * 2
     ),
     "rounds": Ablation(
-        "How many rounds, with and without refresh?", "ar2:rounds=5,ar2:rounds=5,refresh=false", ("-",), budget=5120,
+        "How many rounds, with and without refresh?", "ar2:rounds=5,ar2:rounds=5,refresh=false", ("not reported",),
+        budget=5120,
     ),
     "sampling": Ablation(
         "Which negatives of the pool?",

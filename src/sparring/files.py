@@ -161,6 +161,14 @@ def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:
         ) from None
 
 
+def make_parents(folder: Path, where: object) -> None:
+    """Make a folder and those above it; InputError that names ``where`` when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the output cannot be written", where=str(where), got=str(error)) from None
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir():

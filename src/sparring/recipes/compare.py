@@ -45,7 +45,7 @@ from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
 from sparring.recipes.experiment import Experiment, load_kept
-from sparring.recipes.journal import differences
+from sparring.recipes.journal import clear, differences
 from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import (
@@ -288,6 +288,7 @@ class Seed:
             shutil.rmtree(shared / "index", ignore_errors=True)
             save_warm(x, shared, baselines)
             x.journal.end()
+            clear(shared, ())
         finally:
             x.let_go()
         (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held

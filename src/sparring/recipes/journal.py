@@ -109,12 +109,11 @@ class Journal:
         return tuple(last["passing"]) if last["kind"] == END else None
 
     def end(self, *passing: str) -> None:
-        """The run is finished, from the moment at which a last line says so: away with all that served to go on, and
-        with these files and folders. A process that is killed in between leaves the rest to the next one's `clear`."""
+        """The run is finished, from the moment at which a last line says so. What is left for `clear` is what served to
+        go on, and these files and folders: a process that is killed before it has done so leaves that to the next."""
         if self.folder is None:
             return
         self.add(END, self.entries[0]["name"], passing=passing)
-        clear(self.folder, passing)
         self.folder, self.entries, self.position = None, [], 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from sparring import __version__
 from sparring.data import Dataset, default_cache
 from sparring.distributed import choose_device, choose_tokens
-from sparring.files import explained, whole
+from sparring.files import explained, make_parents, whole
 from sparring.models import Retriever, load_retriever
 from sparring.phases.encode import encode
 from sparring.phases.index import Index, Kind, build_index, choose_kind
@@ -134,16 +134,9 @@ def _card_at(address: Address, name: str) -> Card | None:
 def _require_makeable(folder: Path) -> None:
     """InputError unless a folder can be made; it is not left."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    _make(folder)
+    make_parents(folder, folder)
     for path in missing:
         path.rmdir()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("the output cannot be written", where=str(folder), got=str(error)) from None
 
 
 def _write(address: Address, name: str, vectors: np.ndarray, ids: Sequence[str], card: Card) -> None:
@@ -158,7 +151,7 @@ def _write(address: Address, name: str, vectors: np.ndarray, ids: Sequence[str],
 
 
 def _write_files(folder: Path, store: str, vectors: np.ndarray, ids: Sequence[str], card: Card) -> None:
-    _make(folder)
+    make_parents(folder, folder)
     files = {"vectors": folders.data_file(folder, card, store)}
     if store == "parquet":
         folders.write_parquet(files["vectors"], vectors, ids, card)

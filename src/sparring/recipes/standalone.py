@@ -60,7 +60,7 @@ def new_file(path: Path) -> Iterator[Path]:
     if path.exists():
         fix = "choose another --out, or remove it yourself"
         raise InputError("the output already exists", where=str(path), fix=fix)
-    _make_parent(path)
+    files.make_parents(path.parent, path)
     partial = files.beside(path)
     try:
         yield partial
@@ -72,19 +72,12 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """An output that is written in parts or as a folder, held for this process; InputError when another one has it."""
-    _make_parent(out)
+    files.make_parents(out.parent, out)
     held = Lock(out.parent, out.name)
     try:
         yield
     finally:
         held.remove()
-
-
-def _make_parent(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("the output cannot be written", where=str(path), got=str(error)) from None
 
 
 def autocast_type(precision: str) -> torch.dtype | None:

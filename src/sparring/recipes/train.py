@@ -485,7 +485,7 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
     write_report(x.run.path)
     passing = ("index", "vectors", LOCK, *(() if x.config.checkpoints == "rounds" else ("states",)))
     x.journal.end(*passing)  # from here on the run is finished
-    clear(x.run.path, passing)  # also where there was no journal
+    clear(x.run.path, passing)
 
 
 def card_of(

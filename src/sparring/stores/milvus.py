@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.files import DAY
+from sparring.files import DAY, make_parents
 from sparring.log import progress as progress_bar
 from sparring.stores.address import check_milvus
 from sparring.stores.card import Card, missing, nothing_there, read_card
@@ -298,10 +298,7 @@ def _prepare(path: Path) -> None:
     if path.exists() and not (path.is_dir() and ((path / "collections").is_dir() or not any(path.iterdir()))):
         expected = "a new name ending in .db, or what milvus-lite made"
         raise InputError("this is no database of milvus-lite", where=f"milvus:{path}", expected=expected)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("the output cannot be written", where=f"milvus:{path}", got=str(error)) from None
+    make_parents(path.parent, f"milvus:{path}")
 
 
 def _words(error: Exception) -> str:
