@@ -48,6 +48,18 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
+class _Room:
+    """Workers, and CPUs and GPUs (0 or 1) of each."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers, {self.cpus} CPU{'s' * (self.cpus > 1)}{' and a GPU' * self.gpus} each"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Which Ray to use, and how.
 
@@ -128,12 +140,13 @@ class Cluster:
                 fix="see that the address, the token (RAY_AUTH_TOKEN) and the version of Ray are the cluster's",
             ) from error  # fmt: skip
 
-    def _room(self, ray: Any) -> tuple[int, int]:
-        """How many workers there will be, and GPUs for each (0 or 1)."""
+    def _room(self, ray: Any, *, threads: bool = False) -> _Room:
+        """How many workers there will be, and what each has. ``threads``: see `map`."""
         total = _within(self.start_timeout, ray.cluster_resources, "the cluster does not answer", self.place)
         have, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
         wanted = self.workers or gpus or have - 1
-        needs = {"CPU": wanted + 1, "GPU": wanted if gpus else 0}
+        each = self._cpus_of_a_gpu(ray) if gpus and threads else 1
+        needs = {"CPU": wanted * each + 1, "GPU": wanted if gpus else 0}
         if wanted < 1 or needs["CPU"] > have or needs["GPU"] > gpus:
             raise InputError(
                 "the cluster is too small for these workers", where=self.place,
@@ -152,11 +165,18 @@ class Cluster:
                     fix="wait for the other jobs, or ask for fewer workers (run.ray_workers)",
                 )  # fmt: skip
             time.sleep(_POLL)
-        logger.info("Ray at %s: %d workers, %s", self.place, wanted, "a GPU each" if gpus else "a CPU each")
-        return wanted, int(gpus > 0)
+        room = _Room(wanted, each, int(gpus > 0))
+        logger.info("Ray at %s: %s", self.place, room)
+        return room
+
+    def _cpus_of_a_gpu(self, ray: Any) -> int:
+        """CPUs for each worker where every GPU has one: on each node one stays free for reads."""
+        nodes = _within(self.start_timeout, ray.nodes, "the cluster does not answer", self.place)
+        have = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+        return max(1, min(int((node.get("CPU", 0) - 1) // node["GPU"]) for node in have)) if have else 1
 
     def map(
-        self, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer]
+        self, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], *, threads: bool = False
     ) -> Generator[Answer, None, None]:
         """What workers answer to items, in the order in which they are done, as a Ray Data job.
 
@@ -166,14 +186,15 @@ class Cluster:
         Args:
             make: a class or function that the nodes can import.
             items: JSON objects, and so are the answers.
+            threads: the work is done by CPUs: where there is a worker for each GPU, it gets its share of its node's.
 
         Raises:
             InputError: no Ray, no room, no answer in time, a worker that dies at every attempt, or what a worker
                 raised, with its node's name in front of ``where``.
         """
         with self.connected() as ray:
-            workers, gpus = self._room(ray)
-            rows = self._job(ray, make, arguments, items, min(workers, len(items)), gpus)
+            room = self._room(ray, threads=threads)
+            rows = self._job(ray, make, arguments, items, room)
             answers: queue.Queue[Answer | Exception | None] = queue.Queue()
             stop = threading.Event()
             reader = threading.Thread(target=_forward, args=(rows, answers, stop), daemon=True)
@@ -186,9 +207,8 @@ class Cluster:
                 reader.join(_LEAVE)
 
     def _job(
-        self, ray: Any, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], workers: int,
-        gpus: int,
-    ) -> Any:  # fmt: skip
+        self, ray: Any, make: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Answer], room: _Room
+    ) -> Any:
         """A lazy Ray Data set of answers: one block an item, so that a worker's death costs one item."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray warns of its own defaults
@@ -200,8 +220,9 @@ class Cluster:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             told = [{"item": json.dumps(item)} for item in items]
             return ray.data.from_items(told, override_num_blocks=len(items)).map(
-                _Worker, fn_constructor_args=(make, arguments), num_cpus=1, num_gpus=gpus, max_restarts=-1,
-                compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+                _Worker, fn_constructor_args=(make, arguments), num_cpus=room.cpus, num_gpus=room.gpus,
+                compute=ray.data.ActorPoolStrategy(size=min(room.workers, len(items)), max_tasks_in_flight_per_actor=1),
+                max_restarts=-1,
                 max_task_retries=_TASK_RETRIES,
             )  # fmt: skip
 
@@ -265,6 +286,8 @@ class _Worker:
         self.work: Work | None = None
         self.failed: Answer = {}
         try:
+            # Ray sets it for some of its processes alone. faiss reads it when it is loaded, workers of torch themselves
+            os.environ["OMP_NUM_THREADS"] = str(int(_ray().get_runtime_context().get_assigned_resources()["CPU"]))
             self.work = make(*arguments)
         except Exception as error:
             self.failed = _told(error)

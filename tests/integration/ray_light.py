@@ -30,3 +30,13 @@ class Wrong:
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         raise ZeroDivisionError(f"item {item['n']}")
+
+
+class Counting:
+    """Says how many threads faiss takes on this worker."""
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        import faiss
+
+        time.sleep(0.5)  # so that every worker has its turn
+        return {"n": item["n"], "threads": faiss.omp_get_max_threads()}

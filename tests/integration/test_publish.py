@@ -159,6 +159,26 @@ def test_other_files_are_not_overwritten_and_damage_is_found(pair: Path, tmp_pat
         ask(QUERIES, pair / "retriever", f"faiss:{folder}")
 
 
+@pytest.mark.parametrize("what", ["*.parquet", "published.json"])
+def test_a_damaged_folder_is_replaced_where_that_is_asked_for(pair: Path, tmp_path: Path, what: str) -> None:
+    data, folder = load(write_toy(tmp_path / "toy")), tmp_path / "published"
+    place = (data, pair / "retriever", f"parquet:{folder}")
+    publish(*place)
+    (file,) = folder.glob(what)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(InputError, match="damaged") as error:
+        publish(*place)
+    assert "--replace" in error.value.fix
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="damaged"):
+        publish(*place, replace=True)
+    (folder / "mine.txt").unlink()
+    assert publish(*place, replace=True).new
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert not publish(*place).new
+
+
 @pytest.mark.parametrize(
     ("to", "said"),
     [

@@ -23,7 +23,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64, "RAY_ENABLE
 pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as Nodes
-from ray_light import Mortal, Sleeping, Wrong
+from ray_light import Counting, Mortal, Sleeping, Wrong
 from ray_worker import Dying, DyingSearcher
 
 from sparring.cluster import Cluster
@@ -37,6 +37,7 @@ from sparring.types import InputError
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(180)]
 
 SHARD = 32
+HERE = str(Path(__file__).parent)
 TEXTS = [f"how to {v} the {n} {'key policy ' * (i % 7)}{i}" for i, (v, n) in enumerate(
     (v, n) for v in ("create", "delete", "reset", "list", "삭제") for n in ("bucket", "user", "파일", "policy") * 10
 )]  # fmt: skip
@@ -53,7 +54,7 @@ def homes(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path) -> tuple[Path
 @pytest.fixture(scope="module")
 def nodes(homes: tuple[Path, Path]) -> Iterator[Nodes]:
     """Two nodes with 1 and 2 CPUs, so that of two workers one is on the second."""
-    ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    ours = {"PYTHONPATH": os.pathsep.join([HERE, *sys.path])}
     head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"HOME": str(homes[0]), **ours}}
     found = Nodes(initialize_head=True, head_node_args=head)
     try:
@@ -172,9 +173,9 @@ def test_commands_and_refresh_give_the_same_files(
     jobs: list[str] = []
     spread = Cluster.map
 
-    def written_down(self: Cluster, make: type, *rest: Any) -> Any:
+    def written_down(self: Cluster, make: type, *rest: Any, **more: Any) -> Any:
         jobs.append(make.__name__)
-        return spread(self, make, *rest)
+        return spread(self, make, *rest, **more)
 
     monkeypatch.setattr(Cluster, "map", written_down)
     toy, ray = write_toy(tmp_path / "toy"), ("--engine", "ray", "--ray-workers", 1, "--ray-shard", SHARD)
@@ -229,6 +230,20 @@ def test_a_job_that_cannot_end_is_given_up(
     assert time.monotonic() - began < longest
     left = [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
     assert not left, "the job ended before the connection"
+
+
+def test_search_beside_gpus_has_the_cpus_of_its_node(nodes: Nodes) -> None:
+    """A node that says it has 7 CPUs and 2 GPUs: two workers, of one CPU each where the GPU works, else of three."""
+    more = nodes.add_node(num_cpus=7, num_gpus=2, env_vars={"PYTHONPATH": os.pathsep.join([HERE, *sys.path])})
+    try:
+        place = Cluster(nodes.address, timeout=60, start_timeout=60)
+        items = [{"n": n} for n in range(4)]
+        assert {a["threads"] for a in place.map(Counting, (), items)} == {1}
+        told = list(place.map(Counting, (), items, threads=True))
+        assert {a["threads"] for a in told} == {3}
+        assert sorted(a["n"] for a in told) == [0, 1, 2, 3]
+    finally:
+        nodes.remove_node(more)
 
 
 def test_no_cpu_for_reads(nodes: Nodes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -38,6 +39,7 @@ logger = logging.getLogger("sparring")
 _SHARED = "give all nodes the same files under the same path (a shared file system)"
 _SPANS = 64  # parts of a search, unless each were too much work: each leaves up to k results a query
 _WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow core, far from the time limit of a shard
+_MORE = 10**7  # entries of lists that one job may keep beyond those asked for: 120 MB
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
 
 
@@ -109,6 +111,7 @@ class ShardEncoder:
                 "this node runs other code", where="versions", expected=job.code, got=CODE,
                 fix="install the same versions on every node",
             )  # fmt: skip
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         self.job, self.parts = job, _shared(Path(job.parts))
         self.retriever = job.model.load()
         self.store = TokenStore.open(_shared(Path(job.store)), check=False)
@@ -277,9 +280,37 @@ class ShardedIndex:
             job = SearchJob(
                 str(self.file.absolute()), str((parts / "queries.npy").absolute()), len(self), str(parts.absolute()), k
             )
-            with closing(self.cluster.map(self.worker, (job,), todo)) as answers:
+            with closing(self.cluster.map(self.worker, (job,), todo, threads=True)) as answers:
                 for answer in answers:
                     yield answer["start"], arrived(parts / answer["file"])
+
+
+def search_splits(
+    index: ShardedIndex, queries: np.ndarray, asked: Mapping[str, tuple[np.ndarray, int]]
+) -> dict[str, Lists]:
+    """The lists of several splits: one job for each depth, or one for all where that keeps little more than is asked.
+
+    A split that is searched deeper than it asks for costs memory and time that nobody uses; a job costs its start, and
+    reads all embeddings once.
+
+    Args:
+        queries: embeddings of all queries.
+        asked: for each split its rows of ``queries``, and passages a query.
+    """
+    deepest = max(depth for _, depth in asked.values())
+    more = sum(len(rows) * (deepest - depth) for rows, depth in asked.values())
+    depths = {depth for _, depth in asked.values()} if more > _MORE else {deepest}
+    found: dict[str, Lists] = {}
+    for job in sorted(depths):
+        splits = [split for split, (_, depth) in asked.items() if depth == job or len(depths) == 1]
+        sizes = [len(asked[split][0]) for split in splits]
+        scores, rows = index.search(
+            queries[np.concatenate([asked[split][0] for split in splits])], job, progress=f"search {', '.join(splits)}"
+        )
+        for split, end, size in zip(splits, np.cumsum(sizes), sizes, strict=True):
+            part = (slice(end - size, end), slice(asked[split][1]))
+            found[split] = (scores[part], rows[part])
+    return found
 
 
 def span_of(rows: int, least: int, work: int = 0) -> int:

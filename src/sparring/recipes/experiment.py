@@ -53,7 +53,7 @@ from sparring.phases.mine import denoise, mine, pool_overlap, pools_from_lists, 
 from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
-from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
+from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster, search_splits
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.focused import Refocused, Searched, Wanted, last_lists, refocus, search
 from sparring.recipes.generation import Generation, Lists, Vectors
@@ -380,7 +380,7 @@ class Experiment:
 
     def _whole(self, name: str, folder: Path, mined: int) -> tuple[np.ndarray, Refocused]:
         """Every passage encoded and indexed.  -> the queries' embeddings, and what dev found; on a cluster, what all
-        queries found, as one job: training's at depth ``mined``"""
+        queries found, training's at depth ``mined``"""
         cluster = self.config.cluster()
         corpus = self.run.phase(
             f"{name}-encode", encode, self.retriever, self.feed.retriever_passages, "passage",
@@ -391,7 +391,9 @@ class Experiment:
         queries = self._encode_queries(name)
         if cluster:
             spread = ShardedIndex(folder / "passages.npy", cluster)
-            lists = self.run.phase(f"{name}-search", self._search_all, spread, queries, mined)
+            deep = self.config.search_depth
+            asked = {"dev": (self.dev.rows, deep), "test": (self.test.rows, deep), "train": (self.train_rows, mined)}
+            lists = self.run.phase(f"{name}-search", search_splits, spread, queries, asked)
             return queries, Refocused(corpus, np.ones(len(corpus), dtype=bool), spread, lists, {})
         index = self.run.phase(f"{name}-index", self._index, name, corpus)
         dev = index.search(queries[self.dev.rows], self.config.search_depth)
@@ -424,18 +426,6 @@ class Experiment:
         """Workers that encode passages with the retriever as it is now, whose files are put into the folder."""
         model = ModelFiles.saved(self.retriever, folder, trust_remote_code=self.config.trust_remote_code)
         return on_cluster(cluster, model, self.feed.retriever_passages, tokens=self.config.encode_tokens)
-
-    def _search_all(self, index: ShardedIndex, queries: np.ndarray, mined: int) -> dict[str, Lists]:
-        """Lists of the queries of all three splits, from one search."""
-        depths = {"dev": self.config.search_depth, "test": self.config.search_depth, "train": mined}
-        rows = {"dev": self.dev.rows, "test": self.test.rows, "train": self.train_rows}
-        asked = queries[np.concatenate([rows[split] for split in depths])]
-        scores, found = index.search(asked, max(depths.values()), progress="search all splits")
-        ends = np.cumsum([len(rows[split]) for split in depths])
-        return {
-            split: (scores[end - len(rows[split]) : end, :depth], found[end - len(rows[split]) : end, :depth])
-            for (split, depth), end in zip(depths.items(), ends, strict=True)
-        }
 
     def _encode_queries(self, name: str) -> np.ndarray:
         return encode(

@@ -84,7 +84,7 @@ def publish(
         label, model.fingerprint(), fingerprint_of(store.fingerprint, ids), len(ids), model.dim, model.similarity, kind,
         __version__,
     )  # fmt: skip
-    found = _card_at(address, name)
+    found = _card_at(address, name, replace=replace)
     where = _where(address, name)
     if found is not None:
         if found.same(card):
@@ -114,8 +114,8 @@ def _where(address: Address, name: str) -> str:
     return f"{address}, {name}" if address.store in ("milvus", "pgvector") else str(address)
 
 
-def _card_at(address: Address, name: str) -> Card | None:
-    """What is published there now; asked before anything is encoded."""
+def _card_at(address: Address, name: str, *, replace: bool) -> Card | None:
+    """What is published there now; asked before anything is encoded. ``replace``: a damaged folder counts as empty."""
     if address.store == "milvus":
         if absent(address):
             return None
@@ -125,7 +125,7 @@ def _card_at(address: Address, name: str) -> Card | None:
     if address.store == "pgvector":
         with Postgres(address.place) as database:
             return database.card(name)
-    found = folders.read(Path(address.place), address.store)
+    found = folders.read(Path(address.place), address.store, replace=replace)
     if found is None:
         _require_makeable(Path(address.place))
     return found.card if found else None

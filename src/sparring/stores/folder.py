@@ -6,6 +6,7 @@ until it is removed. Parquet has the columns ``id`` and ``vector`` (float32 list
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from sparring.log import progress as progress_bar
 from sparring.stores.card import Card, nothing_there, read_card
 from sparring.types import InputError
 
+logger = logging.getLogger("sparring")
+
 NOTE = "published.json"
 GROUP = 65536
 """Passages of a row group."""
 
-_FIX = "remove the folder and publish again"
+_FIX = "publish again with --replace, or remove the folder first"
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class Publication:
     files: dict[str, Path]
 
 
-def read(folder: Path, store: str) -> Publication | None:
+def read(folder: Path, store: str, *, replace: bool = False) -> Publication | None:
     """The publication in a folder, None where there is none.
+
+    Args:
+        replace: it is to be replaced: a damaged one counts as none.
 
     Raises: InputError for files of another kind of publication or of another program, and for damaged ones.
     """
@@ -43,22 +49,32 @@ def read(folder: Path, store: str) -> Publication | None:
         return None
     where = f"{store}:{folder}"
     if not (folder / NOTE).is_file():
-        if folder.is_dir() and all(path.name.startswith(("passages-", NOTE)) for path in folder.iterdir()):
+        if _ours_alone(folder):
             return None  # of a publication that was stopped
         raise InputError(
             "the place is used already", where=where, expected="a new or empty folder, or a publication",
             got="a file" if folder.is_file() else "a folder with other files", fix="choose another folder",
         )  # fmt: skip
-    note = read_sealed(folder / NOTE, "a publication's note", fix=_FIX)
+    try:
+        note = read_sealed(folder / NOTE, "a publication's note", fix=_FIX)
+        if wrong := damaged(folder, {entry["name"]: entry["sha256"] for entry in note["files"].values()}):
+            raise InputError(
+                "a file of the publication is damaged", where=f"{where}, {wrong[0]}",
+                expected="the file as it was written", fix=_FIX,
+            )  # fmt: skip
+    except InputError as error:
+        if not replace or not _ours_alone(folder):
+            raise
+        logger.warning("replaced: %s", error)
+        return None
     if note.get("store") != store:
         raise InputError("the folder holds another kind of publication", where=where, got=str(note.get("store")))
-    digests = note["files"]
-    if wrong := damaged(folder, {entry["name"]: entry["sha256"] for entry in digests.values()}):
-        raise InputError(
-            "a file of the publication is damaged", where=f"{where}, {wrong[0]}", expected="the file as it was written",
-            fix=_FIX,
-        )  # fmt: skip
-    return Publication(read_card(note["card"], where), {key: folder / e["name"] for key, e in digests.items()})
+    return Publication(read_card(note["card"], where), {key: folder / e["name"] for key, e in note["files"].items()})
+
+
+def _ours_alone(folder: Path) -> bool:
+    """Whether a folder holds nothing but a publication's files."""
+    return folder.is_dir() and all(path.name.startswith(("passages-", NOTE)) for path in folder.iterdir())
 
 
 def open_folder(folder: Path, store: str) -> Publication:

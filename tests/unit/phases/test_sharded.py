@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sparring.models import load_retriever
+from sparring.phases import sharded
 from sparring.phases.encode import encode
 from sparring.phases.index import build_index, merged
-from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster, span_of
+from sparring.phases.sharded import ModelFiles, ShardedIndex, SpanSearcher, on_cluster, search_splits, span_of
 from sparring.types import InputError
 
 
@@ -27,8 +28,14 @@ class OneProcess:
     done: list[int] = field(default_factory=list)
 
     def map(
-        self, make: Callable[..., Any], arguments: tuple[Any, ...], items: Sequence[Mapping[str, Any]]
+        self,
+        make: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        items: Sequence[Mapping[str, Any]],
+        *,
+        threads: bool = False,
     ) -> Generator[dict[str, Any], None, None]:
+        assert threads == (make is SpanSearcher), "search is the CPU's work"
         rng = np.random.default_rng(len(items))
         team = [make(*arguments) for _ in range(self.workers)]
         for i in rng.permutation(len(items)):
@@ -91,6 +98,33 @@ def test_other_queries_do_not_use_these_spans(passages: Path) -> None:
     other = OneProcess()
     ShardedIndex(passages, other, span=32).search(QUERIES + 1, 8)  # type: ignore[arg-type]
     assert len(other.done) == 10
+
+
+@pytest.mark.parametrize(("kept", "jobs"), [(10**7, [40]), (100, [8, 40])])
+def test_a_split_is_searched_no_deeper_than_it_asks_where_that_costs_much(
+    passages: Path, kept: int, jobs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 training queries at depth 8 beside dev and test at 40 would keep 480 entries more than are asked for."""
+    monkeypatch.setattr(sharded, "_MORE", kept)
+    depths: list[int] = []
+    search = ShardedIndex.search
+
+    def noted(self: ShardedIndex, queries: np.ndarray, k: int, **more: Any) -> Any:
+        depths.append(k)
+        return search(self, queries, k, **more)
+
+    monkeypatch.setattr(ShardedIndex, "search", noted)
+    rows = {"dev": np.array([20, 3]), "test": np.arange(4, 12), "train": np.r_[0:3, 12:20, 21:25]}
+    asked = {split: (some, 8 if split == "train" else 40) for split, some in rows.items()}
+    index = ShardedIndex(passages, OneProcess(), span=32)  # type: ignore[arg-type]
+    found = search_splits(index, QUERIES, asked)
+    assert depths == jobs
+    assert set(found) == set(rows)
+    alone = build_index(np.load(passages))
+    for split, (some, depth) in asked.items():
+        expected = alone.search(QUERIES[some], depth)
+        np.testing.assert_array_equal(found[split][0], expected[0])
+        np.testing.assert_array_equal(found[split][1], expected[1])
 
 
 def test_no_number_is_named_by_its_row(tmp_path: Path) -> None:
