@@ -45,6 +45,11 @@ ABLATIONS = {
         "Does joint training help at all?", f"{DEFAULT_ARMS},separate:fusion=1,duet",
         ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported", "ours", "ours"),
     ),
+    "rate": Ablation(
+        "A larger learning rate of the retriever?",
+        "separate,separate:retriever_lr=2e-4,duet,duet:retriever_lr=2e-4,duet:retriever_lr=4e-4",
+        ("not reported", "ours", "ours", "ours"),
+    ),
     "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
     "pointwise": Ablation("A listwise or pointwise ranker?", "rocketqav2,rocketqav2:supervised=pointwise", ("-",)),
     "lists": Ablation(
