@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from sparring.recipes.settings import DEFAULT_ARMS
 
+ROWS = ("retriever", "cascade")
 HERE = Path(__file__).parent
 PASSAGES, QUERIES = 4000, {"train": 1600, "dev": 200, "test": 400}
 
@@ -108,34 +109,79 @@ def run(name: str, data: str, seeds: int, out: Path, settings: list[str], whole:
 
 
 def report(out: Path) -> str:
-    """A table for each data set: every arm's retriever and cascade, against the ablation's first arm."""
-    from sparring.log import table
-    from sparring.phases.evaluate import CASCADE, RETRIEVER
-
+    """For each data set and ablation a table: every arm's retriever and cascade, against the ablation's first arm."""
     blocks = []
     for data in sorted(path for path in out.iterdir() if path.is_dir()):
         for name, ablation in ABLATIONS.items():
-            file = data / f"{name}.json"
-            if not file.is_file():
-                continue
-            found = json.loads(file.read_text(encoding="utf-8"))
-            tests = {(t["arm"], t["row"]): t for t in found["tests"] if t["arm"] != t["against"]}
-            rows = []
-            for place, arm in enumerate(found["arms"]):
-                cells = []
-                for row in (RETRIEVER, CASCADE):
-                    cell = arm["rows"][row][found["measure"]]
-                    cells.append(f"{cell['mean']:.3f} ±{cell['seed_sd'] or 0:.3f}")
-                    test = tests.get((arm["name"], row))
-                    cells.append(f"{test['difference']:+.3f} (p {test['p_holm']:.3f})" if test else "")
-                rows.append([arm["name"], *cells, f"{arm['seconds']:.0f}", ablation.paper[place - 1] if place else ""])
-            head = ["arm", "retriever", "difference", "cascade", "difference", "s", "paper"]
-            seeds = len(found["seeds"])
-            blocks.append(
-                f"**{ablation.question}** {data.name}, {found['budget']:,} forwards, {seeds} seed(s), "
-                f"{found['data']['test_queries']} test queries\n\n{table(rows, head, markdown=True)}"
-            )
+            if (data / f"{name}.json").is_file():
+                found = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
+                folder = data / (name if ablation.settings else "shared")
+                blocks.append(block(ablation, found, folder, data.name, curves=name == "rounds"))
     return "\n\n".join(blocks)
+
+
+def block(ablation: Ablation, found: dict, folder: Path, data: str, *, curves: bool) -> str:
+    """One ablation on one data set: the table, tests against another arm than the first, dev's curve by round."""
+    from sparring.log import table
+
+    measure, first = found["measure"], found["arms"][0]["name"]
+    tests = {(t["arm"], t["against"], t["row"]): t for t in found["tests"]}
+    warm = next(one["rows"] for one in found["references"] if one["name"] == "warm start")
+    rows = [["warm start", *(cell for row in ROWS for cell in (mean(warm[row][measure]), "")), "", ""]]
+    for place, arm in enumerate(found["arms"]):
+        cells = []
+        for row in ROWS:
+            test = tests.get((arm["name"], first, row)) if place else None
+            cells += [mean(arm["rows"][row][measure]), difference(test) if test else ""]
+        rows.append([arm["name"], *cells, f"{arm['seconds']:.0f}", ablation.paper[place - 1] if place else ""])
+    lines = [
+        f"**{ablation.question}** {data}, {found['budget']:,} forwards, {len(found['seeds'])} seed(s), "
+        f"{found['data']['test_queries']} test queries", "",
+        table(rows, ["arm", "retriever", "difference", "cascade", "difference", "s", "paper"], markdown=True),
+    ]  # fmt: skip
+    others = {(t["arm"], t["against"]) for t in found["tests"]} - {(a["name"], b) for a in found["arms"]
+                                                                     for b in (first, a["name"])}  # fmt: skip
+    for arm, against in sorted(others):
+        told = "; ".join(f"{row} {difference(tests[arm, against, row])}" for row in ROWS)
+        lines += ["", f"`{arm}` against `{against}`: {told}."]
+    if curves:
+        head = f"{measure} on dev after each round, retriever / cascade, means of the seeds:"
+        lines += ["", head, "", curve(found, folder)]
+    return "\n".join(lines)
+
+
+def mean(cell: dict) -> str:
+    """A mean over seeds with the seeds' standard deviation."""
+    return f"{cell['mean']:.3f} ±{cell['seed_sd'] or 0:.3f}"
+
+
+def difference(test: dict) -> str:
+    """A difference with its adjusted p."""
+    return f"{test['difference']:+.3f} (p {test['p_holm']:.3f})"
+
+
+def curve(found: dict, folder: Path) -> str:
+    """Dev's measure after each round, from the arms' run folders."""
+    from sparring.log import table
+    from sparring.report.read import read_records
+
+    rows = []
+    for arm in found["arms"]:
+        seeds = [
+            {
+                record["name"]: [r[found["measure"]][0] for r in record["rows"] if r["name"] in ROWS]
+                for record in read_records(folder / place / "metrics.jsonl")
+                if record["kind"] == "evaluate" and record["split"] == "dev"
+            }
+            for place in arm["folders"]
+        ]
+        states = list(seeds[0])
+        cells = [
+            " / ".join(f"{sum(seed[state][i] for seed in seeds) / len(seeds):.3f}" for i in range(len(ROWS)))
+            for state in states
+        ]
+        rows.append([arm["name"], *cells])
+    return table(rows, ["arm", *states], markdown=True)
 
 
 def main() -> None:

@@ -278,6 +278,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5, 6])
     parser.add_argument("--recipe", choices=["separate", "ar2", "rocketqav2"], default="separate")
     parser.add_argument("--share", type=float, default=World().share, help="needs that more than one passage answers")
+    parser.add_argument("--labels", choices=["random", "wording"], default=World().labels,
+                        help="which of a need's passages a label names: any, or the one with the query's words")
     parser.add_argument("--mine-depth", type=int, default=20, help="passages that negatives are drawn from: 7 a list")
     parser.add_argument("--steps", type=int, default=60, help="updates of each model in each of 2 rounds")
     parser.add_argument("--out", type=Path, required=True)
@@ -287,11 +289,12 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         design = f"{arguments.recipe}-{arguments.share:g}-{arguments.mine_depth}-{arguments.steps}"
+        design += "-wording" * (arguments.labels == "wording")
         folder = arguments.out / f"{design}-{seed}"
         file = folder / "facts.json"
         config = designed(arguments.recipe, arguments.mine_depth, arguments.steps)
         if not file.exists():
-            facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share))
+            facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share, labels=arguments.labels))
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         facts = json.loads(file.read_text(encoding="utf-8"))
         if CONTROL not in facts["arms"]:

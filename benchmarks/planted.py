@@ -2,17 +2,20 @@
 
 A need is a subject with an aspect ("reset" of "password"), each worded in several ways. A passage answers exactly one
 need; so do one to three passages of the corpus, by construction, for every need. A query asks for one need, and its
-label names ONE of the passages that answer it, drawn at random: the others are true, and planted, because no training
-or dev label names them. Test labels are complete.
+label names ONE of the passages that answer it: the others are true, and planted, because no training or dev label names
+them. Which one is drawn at random, or (``labels="wording"``) it is the one with most of the query's own words, as where
+people labelled what a search by words had found. Test labels are complete.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+Labels = Literal["random", "wording"]
 FORMS = 4  # words for one subject or aspect
 FILLERS = 60
 
@@ -29,12 +32,13 @@ class Planted:
 
 @dataclass(frozen=True)
 class World:
-    """How big the help desk is, and how often a need has more than the one passage that a label names."""
+    """How big the help desk is, how often a need has more passages than the one that a label names, and which it is."""
 
     subjects: int = 50
     aspects: int = 8
     asked: int = 4
     share: float = 0.6
+    labels: Labels = "random"
 
 
 def words(kind: str, number: int) -> list[str]:
@@ -69,9 +73,10 @@ def write_planted(folder: Path, seed: int, world: World | None = None) -> Plante
         for number in range(world.asked):
             id = f"q{len(queries)}"
             queries.append((id, query_text(need, rng), ()))
+            mostly = likeliest(queries[-1][1], answers[need], passages) if world.labels == "wording" else answers[need]
             truth[id] = frozenset(answers[need])
             split = "train" if number < world.asked - 2 else ("dev", "test")[number - world.asked + 2]
-            labelled = answers[need] if split == "test" else [str(rng.choice(answers[need]))]
+            labelled = answers[need] if split == "test" else [str(rng.choice(mostly))]
             splits[split][id] = dict.fromkeys(labelled, 1)
     beir.write_passages([passages[i] for i in rng.permutation(len(passages))], folder / "corpus.jsonl")
     beir.write_queries(queries, folder / "queries.jsonl")
@@ -79,6 +84,13 @@ def write_planted(folder: Path, seed: int, world: World | None = None) -> Plante
         beir.write_qrels(labels, folder / "qrels" / f"{split}.tsv")
     planted = frozenset((q, p) for q, labels in splits["train"].items() for p in truth[q] - labels.keys())
     return Planted(folder, truth, planted)
+
+
+def likeliest(query: str, answers: list[str], passages: list[tuple[str, str, str]]) -> list[str]:
+    """Those of the answers that share most words with the query, fillers left out."""
+    wanted = {word for word in query.split() if not word.startswith("f")}
+    shared = {id: len(wanted & set(passages[int(id[1:])][2].split())) for id in answers}
+    return [id for id in answers if shared[id] == max(shared.values())]
 
 
 def passage_text(need: tuple[int, int], world: World, rng: np.random.Generator) -> str:
