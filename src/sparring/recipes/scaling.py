@@ -270,7 +270,8 @@ def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
     passes = 0 if cached else math.ceil(r.queries / QUERIES_AT_ONCE)
     passed += vectors * (1 + passes) + asked * (1 + min(workers, spans)) + 2 * lists
     searching = _most(passages, rows, hands) * (r.index + r.queries * r.score * r.threads)
-    merging = lists * r.digest + (r.queries * spans * k + results) * r.merge
+    touched = min(r.queries * spans, results)  # lists that a span's file adds to: they are sorted again, whole
+    merging = lists * r.digest + (touched * k + results) * r.merge
     return Refresh(
         compute=encoding + searching, alone=join + merging, disk=0.0, network=passed / r.network, found=lists + asked,
         exact=min(r.hands, spans) * _searching(r, rows, k, SPANNED), merging=MERGED * r.queries * k * PAIR + asked,

@@ -72,6 +72,12 @@ def test_eight_million_passages_on_eight_workers() -> None:
     assert sum(found.parts.values()) == pytest.approx(found.total)
 
 
+def test_lists_are_merged_only_where_a_span_adds_to_them() -> None:
+    found = scaled(replace(RATES, depth=1, join=0, digest=0), BLOCKS, 8)
+    results = 32768 * 8 * (1 + 363 / 140)  # of 64 spans; each is one list of one result that meets another
+    assert found.alone == pytest.approx(2 * results * 1e-8)
+
+
 def test_what_does_not_stay_in_memory_passes_the_line_again() -> None:
     kept, read = scaled(RATES, BLOCKS, 8), scaled(replace(RATES, memory=4 * 10**7), BLOCKS, 8)
     vectors = 3_355_443_200
@@ -182,14 +188,25 @@ def test_a_worker_leaves_as_many_results_as_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_documentation() -> None:
-    """docs/scale.md: 500,000 queries, 21 million passages of 768 dimensions, 100 GFLOP/s, k = 200, eight workers."""
-    rates = replace(RATES, dim=768, queries=500_000, score=2 * 768 / 1e11, encode=0, index=0, memory=None)
-    found = scaled(rates, 21_015_324, 8)
+    """docs/scale.md and docs/plan.md: 500,000 queries, 21 million passages of 768 dimensions, 100 GFLOP/s, k = 200."""
+    rates = replace(
+        RATES, dim=768, queries=500_000, score=2 * 768 / 1e11, encode=0, index=0, join=3e-9, digest=1e-9, merge=1e-7,
+        network=10e9 / 8, memory=64 * 2**30, text=600, tokens=1024, read=512, stores=2,
+    )  # fmt: skip
+    sizes = [scaled(rates, 21_015_324, workers) for workers in (1, 8, 64)]
+    assert [[span(x) for x in (s.compute, s.alone, s.disk, s.network)] for s in sizes] == [
+        ["44.8 h", "3.2 min", "75.3 min", "0.0 s"],
+        ["5.6 h", "3.8 h", "0.0 s", "7.3 min"],
+        ["44.0 min", "4.6 h", "0.0 s", "16.2 min"],
+    ]
+    merging = 1283 * 500_000 * 200 * 1e-7  # of 64 workers: every list with every span; the rest is less
+    assert sizes[2].alone == pytest.approx(merging + 3_500, rel=0.03)
+    found = sizes[1]
     assert found.compute == pytest.approx(161 * 16384 * 500_000 * 2 * 768 / 1e11), "161 of 1,283 spans"
     assert span(found.compute) == "5.6 h"
     vectors, lists = 21_015_324 * 3072, 500_000 * (8 * 6.66 * 200 * 12 + 8 * 1283)
     assert lists == pytest.approx(69e9, rel=0.01)
-    assert found.stored == pytest.approx(21_015_324 * 652 + vectors + lists + 1.536e9, rel=1e-3)
+    assert found.stored == pytest.approx(21_015_324 * 1624 + vectors + lists + 1.536e9, rel=1e-3)
     assert found.merging == pytest.approx(12e9 + 1.536e9)
     assert found.exact == pytest.approx(2 * 16384 * 3072 + 1.536e9 + 4.8e9)
 
