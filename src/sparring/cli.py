@@ -282,8 +282,13 @@ def train(
     "--passages", type=SIZE, multiple=True,
     help="Corpus work of so many such passages, 100e6 for example, on --workers; what would bind. Repeatable.",
 )  # fmt: skip
-@click.option("--workers", type=COUNT, default=1, show_default=True, help="Machines like this one that share it.")
-@click.option("--network", type=float, default=10, show_default=True, help="Gbit a second between two of them.")
+@click.option(
+    "--workers", type=SIZE, default=1, show_default=True,
+    help="Machines like this one, 1e3 for example; several: with run.engine = ray, on a file system that all share.",
+)  # fmt: skip
+@click.option(
+    "--network", type=float, default=10, show_default=True, help="Gbit a second through that file system's line."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every phase in it.")
 def plan(
     data: Path | None, corpus: tuple[Path, ...], queries: tuple[Path, ...], qrels: tuple[str, ...], no_titles: bool,

@@ -117,14 +117,20 @@ def test_the_command_prints_tables_or_json(start: dict[str, Any], tmp_path: Path
     for word in ("threads", "asked for", "refresh", "total", "memory, at its peak", "run folder, at its peak",
                  "what binds", "100,000,000"):  # fmt: skip
         assert word in result.stdout
-    sizes = ["--passages", "100e6", "--passages", "1e10", "--workers", "8"]
+    sizes = ["--passages", "100e6", "--passages", "1e10", "--workers", "0.8e1"]
     told = json.loads(call(*arguments, "--recipe", "ar2", "--json", *sizes).stdout)
     small, large = told["scales"]
-    assert large["compute"] == pytest.approx(100 * small["compute"], rel=1e-3)
-    assert (large["passages"], large["workers"]) == (10**10, 8)
-    refused = call(*arguments, "--passages", "1.5")
-    assert refused.exit_code == 2
-    assert "not a whole number" in refused.output
+    assert large["compute"] == pytest.approx(100 * small["compute"], rel=0.02), "the busiest worker's spans and shards"
+    assert (large["passages"], large["workers"], large["kind"]) == (10**10, 8, "exact")
+    for wrong in (("--passages", "1.5"), ("--passages", "1e6", "--workers", "1.5"), ("--workers", "0")):
+        refused = call(*arguments, *wrong)
+        assert refused.exit_code == 2
+        assert "not a whole number" in refused.output
+    for setting in ("run.index=hnsw", "run.index=faiss", "run.reencode=focused"):
+        refused = call(*arguments, "--set", setting, "--passages", "1e6", "--workers", "2")
+        assert refused.exit_code == 2
+        assert "the workers of a cluster encode all passages and search exactly" in refused.output
+        assert "one worker" in refused.output
     refused = call(*arguments, "--passages", "4", "--workers", "8")
     assert refused.exit_code == 2
     assert "nothing to plan" in refused.output
@@ -164,3 +170,11 @@ def test_larger_corpora_are_told_from_the_units_of_the_plan(both: tuple[Plan, Pa
     refresh = found.by_category()["refresh"].wall
     assert 0 < here.compute * here.refreshes <= refresh * 1.001
     assert scaled(found.rates, 10**8, 64).compute > 1000 * here.compute
+    rates = found.rates
+    for name in ("convert", "tokenise", "index", "join", "digest", "merge", "disk"):
+        assert getattr(rates, name) > 0, name
+    assert rates.merge < 1e-3
+    assert rates.join < 1e-6, "over a megabyte a second"
+    assert (rates.wanted, rates.gpus, rates.shard) == ("exact", 0, 8192)
+    assert rates.depth >= 100, "of a larger corpus, not of the toy's few passages"
+    assert rates.read <= rates.tokens

@@ -119,7 +119,7 @@ def encode(
             else:
                 for start in todo:
                     paths[start] = _save(parts, start, embed_shard(retriever, store, kind, start, shard, budget, bar))
-            _assemble(out, manifest, [paths[start] for start in starts])
+            assemble(out, manifest, [paths[start] for start in starts])
             for stale in out.parent.glob(f".{glob_escape(out.name)}.*.parts"):  # also of other weights or texts
                 shutil.rmtree(stale, ignore_errors=True)
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
@@ -200,7 +200,7 @@ def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
     return save_part(parts, start, ".npy", lambda file: np.save(file, vectors))
 
 
-def _assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
+def assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
     """Join the shards into one file, which appears complete or not at all (its note goes first).
 
     It is written, not mapped: a map of a file that the full disk has no room for ends the process with a bus error.

@@ -7,6 +7,7 @@ first says how long it would take now, the second how much work it is.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -21,18 +22,19 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sparring.data import Dataset
+from sparring.data import Dataset, TextTable
 from sparring.log import peak_memory_bytes, reset_peak_memory
 from sparring.machine import process_age
 from sparring.models import Ranker, Retriever, TokenStore
 from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
-from sparring.phases.encode import encode
+from sparring.phases.encode import SHARD, assemble, encode
 from sparring.phases.evaluate import evaluate, run_of
 from sparring.phases.fit import Feed, Name, Scorer, Step, Trainee, fit, make_trainee
-from sparring.phases.index import Kind, build_index
+from sparring.phases.index import Kind, build_index, merged
 from sparring.phases.mine import mine
+from sparring.phases.parts import arrived, save_part
 from sparring.phases.rerank import score_pairs
 from sparring.phases.stats import paired_test
 from sparring.recipes.rehearsal import Unit, UpdateKind
@@ -188,6 +190,7 @@ def calibrate(b: Bench, steps: Mapping[UpdateKind, Step], sizes: tuple[int, int,
                 b.costs[kind] = updates(b, team, kind, step, left / (len(steps) - number))
             left -= own.cost.wall
         save(b, team)
+        files(b)
 
 
 def small(b: Bench, passages: int, dev: int, depth: int) -> None:
@@ -205,7 +208,9 @@ def small(b: Bench, passages: int, dev: int, depth: int) -> None:
     k = min(depth, count)
     index.search(asked, k)
     with b.measured("score", len(asked) * count):
-        index.search(asked, k)
+        found = index.search(asked, k)
+    with b.measured("merged result", 2 * found[0].size):
+        merged(found, found, k)
     heads = {i: np.array([i]) for i in range(len(asked))}
     with Watch() as watch:
         mine(asked, np.arange(len(asked)), heads, index, np.arange(count), depth=k)
@@ -405,6 +410,29 @@ def save(b: Bench, team: Mapping[Name, Trainee]) -> None:
             store.save(team, {})
         written = sum(file.stat().st_size for file in Path(folder).iterdir())
     b.costs["byte"] = watch.cost * (1 / max(1, written))
+
+
+def files(b: Bench) -> None:
+    """What one process does for larger corpora: a table of the sample, shards of embeddings joined into one file. In a
+    folder that goes away."""
+    corpus, rows = b.dataset.corpus, b.sample.passages.tolist()
+    texts = [(corpus.id(row), corpus.title(row), corpus.body(row)) for row in rows]
+    count, dim = min(2 * SHARD, 2**23 // b.retriever.dim), b.retriever.dim
+    shards = np.array_split(np.random.default_rng(0).standard_normal((count, dim), dtype=np.float32), 4)
+    starts = [0, *itertools.accumulate(len(shard) for shard in shards[:-1])]
+    with tempfile.TemporaryDirectory(prefix="sparring-plan-") as place:
+        folder = Path(place)
+        with b.measured("converted passage", len(rows)):
+            TextTable.from_rows(texts, folder / "table")
+        parts = [
+            save_part(folder, start, ".npy", lambda file, shard=shard: np.save(file, shard))  # type: ignore[misc]
+            for start, shard in zip(starts, shards, strict=True)
+        ]
+        with b.measured("checked byte", 4 * count * dim):
+            for part in parts:
+                arrived(part)
+        with b.measured("joined byte", 4 * count * dim):
+            assemble(folder / "passages.npy", {"rows": count, "dim": dim}, parts)
 
 
 def _less(one: Cost, other: Cost) -> Cost:

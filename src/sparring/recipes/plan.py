@@ -180,14 +180,17 @@ def plan(
         seconds: how long to calibrate, about; loading data and models comes before.
         process: what starting a process that loads the libraries takes; None tries it.
         passages: sizes of larger corpora of such passages, whose corpus work is told from what is measured here.
-        workers: machines like this one that share it.
-        network: Gbit a second between two of them.
+        workers: machines like this one; several are priced as ``run.engine = "ray"``, one as ``"local"``.
+        network: Gbit a second through the line of the file system that several share.
 
-    Given model objects are copied. Raises: InputError as `sparring.train`, and for fewer passages than workers.
+    Given model objects are copied. Raises: InputError as `sparring.train`, for fewer passages than workers, and for
+    several workers with what ``run.engine = "ray"`` refuses.
     """
     _require_scale(passages, workers, network)
     objects = resolve_config(recipe, config, assignments)
     run: RunConfig = objects["run"]
+    if passages and workers > 1:
+        run.require_shared("workers", "one worker")
     check_measures(run.measures, run.search_depth)
     place = Path(cache) if cache is not None else default_cache()
     process, busy = process or new_process(), others()
@@ -222,7 +225,7 @@ def plan(
     costs["fresh process"] = costs["report"] = process
     made = {name: cost for name, cost in texts.items() if not _is_stored(name, dataset, pair, place / "tokens")}
     costs["tokenise"] = sum((cost * _rows(name, sizes) for name, cost in _distinct(made, pair).items()), NOTHING)
-    rates = _rates(bench, rehearsal, _distinct(texts, pair), network * 1e9 / 8, out)
+    rates = _rates(bench, rehearsal, _distinct(texts, pair), network * 1e9 / 8, out, int(threads))
     lines = tuple(_line(work, costs[work.unit], int(threads), device) for work in rehearsal.work)
     room = _room(bench, rehearsal, objects, forecast(dataset, pair, objects, recipe, splits, place))
     accelerator.free_memory()
@@ -232,9 +235,12 @@ def plan(
         notes.append("refreshes are priced as whole ones: what a focused one saves is known once the retriever moves")
     if run.index.startswith("milvus:"):
         notes.append("search is priced as exact search in this process: a server's speed is not measured")
+    scales = tuple(scaling.scaled(rates, count, workers) for count in passages)
+    if run.index == "faiss" and any(scale.kind != "exact" for scale in scales):
+        notes.append("corpus work with another index than exact (run.index = faiss, by size) is priced as exact search")
     return Plan(
         recipe, sizes, lines, room, hardware, tuple(_warnings(room, busy, out, place, int(threads))), tuple(notes),
-        calibrating.cost, rates, tuple(scaling.scaled(rates, count, workers) for count in passages),
+        calibrating.cost, rates, scales,
     )  # fmt: skip
 
 
@@ -247,27 +253,36 @@ def _require_scale(passages: Sequence[int], workers: int, network: float) -> Non
         )  # fmt: skip
 
 
-def _rates(b: Bench, x: Rehearsal, made: Mapping[str, Cost], network: float, out: str | Path | None) -> Rates:
+def _rates(
+    b: Bench, x: Rehearsal, made: Mapping[str, Cost], network: float, out: str | Path | None, threads: int
+) -> Rates:
     """What the work with a larger corpus is made of; seconds by the clock, all threads of this machine at work.
 
     Args:
         made: seconds of a text of each kind of token store, those that are there already included.
     """
-    s, corpus = x.sizes, b.dataset.corpus
+    s, corpus, run = x.sizes, b.dataset.corpus, b.config
     stores = [name for name in made if name.endswith("passage")]
-    texts = corpus.texts(b.sample.passages[b.sample.uniform[:512]])
+    rows = b.sample.passages[b.sample.uniform[:512]]
+    texts = [part for row in rows.tolist() for part in (corpus.id(row), corpus.title(row), corpus.body(row))]
     lengths = {"retriever": b.sample.feed.retriever_passages.lengths, "ranker": b.sample.feed.ranker_passages.lengths}
-    tokens = [4 * float(np.mean(lengths[name.split()[0]])) + scaling.OFFSETS for name in stores]
+    tokens = {name: 4 * float(np.mean(lengths[name.split()[0]])) + scaling.OFFSETS for name in stores}
     units = ("passage", "score", "list entry")
     amounts = {unit: sum(work.amount for work in x.work if work.unit == unit) for unit in units}
     refreshes = amounts["passage"] / s.passages
     free = memory_available()
+    on_cpu = b.accelerator.device.type == "cpu"
     return Rates(
-        tokenise=sum(made[name].wall for name in stores), encode=b.costs["passage"].wall, score=b.costs["score"].wall,
+        convert=b.costs["converted passage"].wall, tokenise=sum(made[name].wall for name in stores),
+        encode=b.costs["passage"].wall, score=b.costs["score"].wall, index=b.costs["index row"].wall,
+        join=b.costs["joined byte"].wall, digest=b.costs["checked byte"].wall, merge=b.costs["merged result"].wall,
         disk=b.costs["byte"].wall, network=network,
-        text=float(np.mean([len(words.encode()) for words in texts])), tokens=sum(tokens), dim=s.dim,
+        text=sum(len(part.encode()) for part in texts) / len(rows) + scaling.ROW, tokens=sum(tokens.values()),
+        read=tokens["retriever passage"], stores=len(stores), dim=s.dim,
         queries=round(amounts["score"] / s.passages / refreshes),
-        depth=max(1, round(amounts["list entry"] / s.train / refreshes)), refreshes=refreshes,
+        depth=max(run.search_depth, run.mine_depth, round(amounts["list entry"] / s.train / refreshes)),
+        refreshes=refreshes, wanted=run.index, threads=threads,
+        gpus=0 if on_cpu else max(1, torch.cuda.device_count()), shard=run.ray_shard,
         memory=None if free is None else free + (resident_bytes() or 0),
         room=shutil.disk_usage(_there(Path(out or "."))).free,
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The corpus work of a run with more passages and more workers than there are here: plain arithmetic on measured units.
+"""The corpus work of a run with more passages, or on more workers, than there are here: arithmetic on measured units.
 
-A worker is a machine like this one, with an equal part of the passages. It tokenises, encodes to a file and searches
-that file exactly; the lists of all workers are merged on one of them. Compute, disk and network are taken to overlap,
-so that the slowest of them is the time of a refresh.
+One worker is this machine with ``run.engine = "local"``. Several are machines like this one with ``run.engine =
+"ray"``: one process converts and tokenises; at each refresh the workers encode, it joins their shards, they search
+their spans exactly, it merges their lists. All files lie on one file system that all of them see through one line.
+Nothing is taken to overlap.
 """
 
 from __future__ import annotations
@@ -13,21 +14,29 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sparring.log import table
+from sparring.phases.index import HNSW_LINKS, choose_kind
+from sparring.phases.sharded import span_of
 
 FLOAT, PAIR = 4, 12
 """Bytes of a component of an embedding, and of a row with its score in a list."""
-OFFSETS = 12
-"""Bytes of a text in a token store beside its tokens."""
-LINKS, ENTRY = 272, 16
-"""Bytes of a passage in a graph (2 x 32 links and its level) and in clusters (its row, twice), beside its vector."""
+ROW, OFFSETS = 24, 12
+"""Bytes of a text in a table beside its id, title and text, and in a token store beside its tokens."""
+OFFSET = 8
+"""Bytes of a query in a span's file beside its results."""
+ENTRY = 16
+"""Bytes of a passage in clusters (its row, twice), beside its vector."""
 TABLE = 110
 """Bytes of a row in memory while the texts are converted, on one machine: hashes, digests, and sorting them."""
 QUERIES_AT_ONCE, BLOCK = 16384, 1 << 17
 """Queries searched in one pass over the file, passages read at a time (`phases/index.py`)."""
+SEARCHED, SPANNED, MERGED = 2, 4, 10
+"""Lists of all queries that are in memory at once, counted as `PAIR` bytes a result: while one process searches, while
+a worker on a cluster merges a span into its running top k (49 bytes a result), and while the starting process merges a
+span's file (113)."""
 FULL = 0.9
 """Share of a machine's memory or disk that can be used."""
 
-Resource = Literal["compute", "disk", "network", "memory"]
+Resource = Literal["compute", "one process", "disk", "network", "memory"]
 
 
 @dataclass(frozen=True)
@@ -35,59 +44,110 @@ class Rates:
     """What was measured here, and what is assumed.
 
     Attributes:
-        tokenise, encode: seconds of a passage.
+        convert, tokenise: seconds of a passage: to a row of the table, and to tokens in all stores. One process's.
+        encode: seconds of a passage.
         score: seconds of a query with a passage, in exact search.
-        disk: seconds of a byte written or read.
-        network: bytes a second between two workers; an assumption.
-        text, tokens: bytes of a passage's text, and of its tokens in all stores.
+        index: seconds of a passage before search: a look for NaN, and for hnsw and ivf building the index.
+        join: seconds of a byte of embeddings from the shards to one file with its checksum, in memory's reach.
+        digest: seconds of a byte whose checksum is compared.
+        merge: seconds of a result in lists that are sorted together.
+        disk: seconds of a byte written to or read from this machine's disk.
+        network: bytes a second through the line of the file system that several workers share; an assumption.
+        text: bytes of a passage in the table.
+        tokens, read: bytes of its tokens in all stores, and in the retriever's, which workers read.
+        stores: token stores of passages; 1 where both models have the same tokens.
         dim: of an embedding.
         queries, depth: searched at a refresh, and passages kept of each.
         refreshes: how often the whole corpus is encoded and searched.
-        memory, room: bytes of memory (None: not known) and of disk that a worker has free.
+        wanted: ``run.index``.
+        threads, gpus: threads and GPUs of a worker; ``encode`` is one GPU's or all threads', ``score`` all threads'.
+        shard: ``run.ray_shard``, passages.
+        memory, room: bytes of memory of a worker (None: not known), and bytes free where the files would lie.
     """
 
+    convert: float
     tokenise: float
     encode: float
     score: float
+    index: float
+    join: float
+    digest: float
+    merge: float
     disk: float
     network: float
     text: float
     tokens: float
+    read: float
+    stores: int
     dim: int
     queries: int
     depth: int
     refreshes: float
+    wanted: str
+    threads: int
+    gpus: int
+    shard: int
     memory: int | None
     room: int
+
+    @property
+    def hands(self) -> int:
+        """Ray workers of a machine (``run.ray_workers`` = 0): one for each GPU, or one with one thread for each CPU."""
+        return self.gpus or self.threads
+
+    def fits(self, count: float) -> bool:
+        """Whether what a machine has just written or read is still in its memory when it reads it again."""
+        return self.memory is not None and count <= FULL * self.memory
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Seconds and bytes of one refresh; `Scale` says what each is."""
+
+    compute: float
+    alone: float
+    disk: float
+    network: float
+    found: float
+    exact: float
+    merging: float
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Seconds and bytes of one size. All but ``network`` and ``converted`` are of one worker.
+    """Seconds and bytes of one size.
 
     Attributes:
-        once: seconds of tokenising, which happens once.
-        compute: seconds of encoding and searching, a refresh.
-        disk: seconds of writing and reading embeddings, a refresh.
-        network: seconds in which the lists of all workers reach the one that merges them, and queries reach all.
-        stored: bytes on disk: texts, tokens, and embeddings twice (shards, then the file).
-        exact, hnsw, ivf: bytes of memory that an index needs; exact search reads the file block by block.
-        whole: bytes of the embeddings; where they fit into memory, a file is read from the disk once.
-        converted: bytes of memory in which one machine converts the texts of all workers.
-        memory, room: bytes that a worker has free, as in `Rates`.
+        once, once_files: seconds before the first refresh, all in the starting process: converting and tokenising; and
+            writing and reading the files of it, on the disk (one worker) or through the network.
+        compute: seconds of encoding and searching, a refresh; of the worker that has most to do.
+        alone: seconds in which the starting process works alone, a refresh: joining the shards, checksums, and where
+            it searches itself, the look for NaN or building the index; else merging the lists.
+        disk: seconds of writing and reading embeddings, a refresh; one worker's.
+        network: seconds in which all that is written and read passes the shared file system's line, a refresh.
+        stored: bytes of all files at their most: texts, tokens, embeddings, and shards or lists beside them.
+        kind: what ``run.index`` comes to at this size: exact, hnsw, ivf or milvus.
+        exact: bytes of memory for exact search, of each machine; it reads the file block by block.
+        hnsw, ivf: bytes of memory in which one process would hold such an index of the whole corpus.
+        merging: bytes of memory in which the starting process merges the lists; 0 where it searches itself.
+        converted: bytes of memory in which it converts the texts.
+        memory, room: bytes that are free, as in `Rates`.
     """
 
     passages: int
     workers: int
     once: float
+    once_files: float
     compute: float
+    alone: float
     disk: float
     network: float
     stored: float
+    kind: str
     exact: float
     hnsw: float
     ivf: float
-    whole: float
+    merging: float
     converted: float
     refreshes: float
     memory: int | None
@@ -95,22 +155,39 @@ class Scale:
 
     @property
     def refresh(self) -> float:
-        """Seconds of one refresh."""
-        return max(self.compute, self.disk, self.network)
+        """Seconds of one refresh: one part after another."""
+        return self.compute + self.alone + self.disk + self.network
 
     @property
     def total(self) -> float:
         """Seconds of all corpus work of the run; training is not in it."""
-        return self.once + self.refreshes * self.refresh
+        return self.once + self.once_files + self.refreshes * self.refresh
+
+    @property
+    def parts(self) -> dict[Resource, float]:
+        """Seconds of all corpus work by what they are spent on; they add up to ``total``."""
+        files = {"disk" if self.workers == 1 else "network": self.once_files}
+        return {
+            "compute": self.refreshes * self.compute, "one process": self.once + self.refreshes * self.alone,
+            "disk": self.refreshes * self.disk + files.get("disk", 0.0),
+            "network": self.refreshes * self.network + files.get("network", 0.0),
+        }  # fmt: skip
 
     @property
     def missing(self) -> tuple[Resource, str] | None:
-        """Room that is not there, and for what; None when all fits."""
+        """Room that is not there, and for what; None when all fits. What a server of Milvus holds is not looked at."""
         if self.stored > FULL * self.room:
-            return "disk", f"{size(self.stored)} a worker, {size(self.room)} are free"
+            place = "on the disk" if self.workers == 1 else "on the file system that all share"
+            return "disk", f"{size(self.stored)} are needed {place}, {size(self.room)} are free"
+        index = {
+            "exact": ("exact search, with the lists of all queries,", self.exact),
+            "hnsw": ("HNSW, the whole corpus in one process,", self.hnsw),
+            "ivf": ("IVF, the whole corpus in one process,", self.ivf),
+        }
         for what, needed in (
-            ("exact search, with the lists of all queries,", self.exact),
-            ("converting the texts, on one machine,", self.converted),
+            index.get(self.kind, ("", 0.0)),
+            ("converting the texts, in one process,", self.converted),
+            ("merging the lists, in one process,", self.merging),
         ):
             if self.memory is not None and needed > FULL * self.memory:
                 return "memory", f"{what} needs {size(needed)}, {size(self.memory)} are free"
@@ -119,55 +196,128 @@ class Scale:
     @property
     def binds(self) -> Resource:
         """Room that is not there, else what takes longest."""
-        times: dict[Resource, float] = {"compute": self.compute, "disk": self.disk, "network": self.network}
-        return self.missing[0] if self.missing else max(times, key=lambda name: times[name])
+        return self.missing[0] if self.missing else max(self.parts, key=lambda name: self.parts[name])
 
     @property
     def reason(self) -> str:
         """Why it binds, in words."""
         if self.missing:
             return f"does not fit: {self.missing[1]}"
-        parts = (("compute", self.compute), ("disk", self.disk), ("network", self.network))
-        return ", ".join(f"{name} {span(value)}" for name, value in parts) + " a refresh"
+        return ", ".join(f"{name} {span(value)}" for name, value in self.parts.items() if value) + " in all"
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {**asdict(self), "refresh": self.refresh, "total": self.total, "binds": self.binds}
+        return {
+            **asdict(self), "refresh": self.refresh, "total": self.total, "parts": self.parts, "binds": self.binds
+        }  # fmt: skip
 
 
 def scaled(rates: Rates, passages: int, workers: int) -> Scale:
     """Corpus work for so many passages on so many workers."""
-    r, own = rates, math.ceil(passages / workers)
-    vectors, asked = own * r.dim * FLOAT, r.queries * r.dim * FLOAT
-    whole = r.memory is not None and vectors <= FULL * r.memory
-    passes = 1 if whole else math.ceil(r.queries / QUERIES_AT_ONCE)
-    reads = 1 if whole else 3 + passes  # joining the shards, the checksum, the check for NaN, then every pass
-    lists = r.queries * min(r.depth, own) * PAIR
-    merging = (workers - 1) * (lists + asked)  # all of it passes through one worker
-    block = 2 * BLOCK * r.dim * FLOAT + asked + 2 * lists
+    r, vectors = rates, passages * rates.dim * FLOAT
+    texts, tokens = passages * r.text, passages * r.tokens
+    # for their checksums when they are written and when they are opened; texts once for each store, too
+    again = (0 if r.fits(texts) else (2 + r.stores) * texts) + (0 if r.fits(tokens) else 2 * tokens)
+    files = (tokens + again) * r.disk if workers == 1 else (texts + tokens + again) / r.network
+    found = _here(r, passages) if workers == 1 else _on_ray(r, passages, workers)
     return Scale(
-        passages, workers, own * r.tokenise, own * (r.encode + r.queries * r.score), (2 + reads) * vectors * r.disk,
-        merging / r.network, own * (r.text + r.tokens) + 2 * vectors,
-        min(block, 2 * vectors + asked + 2 * lists), vectors + own * LINKS, vectors + own * ENTRY, vectors,
+        passages, workers, passages * (r.convert + r.tokenise), files,
+        found.compute, found.alone, found.disk, found.network, texts + tokens + vectors + max(vectors, found.found),
+        _kind(r, passages), found.exact, vectors + passages * HNSW_LINKS, vectors + passages * ENTRY, found.merging,
         passages * TABLE, r.refreshes, r.memory, r.room,
     )  # fmt: skip
+
+
+def _kind(r: Rates, passages: int) -> str:
+    """The kind of index that a refresh makes."""
+    if r.wanted == "faiss":
+        return choose_kind(passages, r.dim, r.queries, memory=None if r.memory is None else r.memory // 2)
+    return r.wanted.partition(":")[0]
+
+
+def _here(r: Rates, passages: int) -> Refresh:
+    """A refresh in one process."""
+    vectors = passages * r.dim * FLOAT
+    passes = math.ceil(r.queries / QUERIES_AT_ONCE)
+    reads = 0 if r.fits(vectors) else 3 + passes  # joining the shards, the checksum, the look for NaN, every pass
+    return Refresh(
+        compute=passages * (r.encode + r.queries * r.score), alone=vectors * r.join + passages * r.index,
+        disk=(1 + reads) * vectors * r.disk, network=0.0, found=0.0,
+        exact=_searching(r, passages, min(r.depth, passages), SEARCHED), merging=0.0,
+    )  # fmt: skip
+
+
+def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
+    """A refresh on a cluster (`sparring.phases.sharded`)."""
+    vectors, asked, k = passages * r.dim * FLOAT, r.queries * r.dim * FLOAT, min(r.depth, passages)
+    hands, kept = workers * r.hands, r.fits(vectors)
+    rows = span_of(passages, r.shard, r.queries * r.dim)
+    spans = math.ceil(passages / rows)
+    threads = 1 if r.gpus or passages <= r.shard else r.threads  # one shard alone is not handed out
+    encoding = _most(passages, r.shard, hands) * r.encode * threads
+    join = vectors * (r.digest + r.join)
+    passed = passages * r.read + vectors * (3 if kept else 5)
+    # shards written, their checksums, the file; where they are not in memory, the shards again and the file's checksum
+    if spans == 1:  # searched by the starting process, as without a cluster
+        lists = _searching(r, passages, k, SEARCHED)
+        alone = join + passages * (r.index + r.queries * r.score)
+        passed += 0 if kept else vectors * (1 + math.ceil(r.queries / QUERIES_AT_ONCE))
+        return Refresh(encoding, alone, 0.0, passed / r.network, 0.0, lists, 0.0)
+    busy = min(hands, spans)
+    results = r.queries * busy * min(k, rows) * _left(math.ceil(spans / busy))
+    lists = results * PAIR + r.queries * spans * OFFSET
+    cached = r.fits(r.hands * rows * r.dim * FLOAT)
+    passes = 0 if cached else math.ceil(r.queries / QUERIES_AT_ONCE)
+    passed += vectors * (1 + passes) + asked * (1 + min(workers, spans)) + 2 * lists
+    searching = _most(passages, rows, hands) * (r.index + r.queries * r.score * r.threads)
+    touched = min(r.queries * spans, results)  # lists that a span's file adds to: they are sorted again, whole
+    merging = lists * r.digest + (touched * k + results) * r.merge
+    return Refresh(
+        compute=encoding + searching, alone=join + merging, disk=0.0, network=passed / r.network, found=lists + asked,
+        exact=min(r.hands, spans) * _searching(r, rows, k, SPANNED), merging=MERGED * r.queries * k * PAIR + asked,
+    )  # fmt: skip
+
+
+def _most(passages: int, unit: int, hands: int) -> int:
+    """Passages of the worker that has most to do, where so many are handed out at a time."""
+    return min(passages, math.ceil(math.ceil(passages / unit) / hands) * unit)
+
+
+def _left(spans: int) -> float:
+    """1 + (1 + 1/2 + ... + 1/(S - 1)): lists that a worker with S spans leaves of each query, about.
+
+    Of its first span all k. Where it has done i spans, k of their passages are above its running top k, so that of one
+    span more k/i are.
+    """
+    return 1 + sum(1 / i for i in range(1, spans))
+
+
+def _searching(r: Rates, passages: int, k: int, lists: int) -> float:
+    """Bytes of memory for exact search: two blocks of passages, the queries, and so many lists of all of them."""
+    return 2 * min(BLOCK, passages) * r.dim * FLOAT + r.queries * (r.dim * FLOAT + lists * k * PAIR)
 
 
 def text(scales: Sequence[Scale], rates: Rates) -> str:
     """The table, and what it assumes."""
     rows = [
         [
-            f"{s.passages:,}", str(s.workers), span(s.once), span(s.refresh), span(s.total), size(s.stored),
-            size(s.exact), size(s.hnsw), size(s.converted), f"{s.binds}: {s.reason}",
+            f"{s.passages:,}", str(s.workers), span(s.once + s.once_files), span(s.refresh), span(s.total),
+            size(s.stored), size(s.exact), size(s.hnsw), size(s.ivf), size(s.converted), f"{s.binds}: {s.reason}",
         ]
         for s in scales
     ]  # fmt: skip
-    head = ["passages", "workers", "tokenise", "a refresh", "corpus work", "disk", "exact, memory", "HNSW, memory",
-            "convert, memory", "what binds"]  # fmt: skip
+    head = ["passages", "workers", "once", "a refresh", "corpus work", "disk", "exact, memory", "HNSW, memory",
+            "IVF, memory", "convert, memory", "what binds"]  # fmt: skip
+    shared = (
+        " Several workers are machines like this one with run.engine = ray and share a file system, through whose line "
+        f"{8 * rates.network / 1e9:g} Gbit/s are assumed to pass."
+    )
+    several = any(s.workers > 1 for s in scales)
     return (
-        f"{table(rows, head)}\n\nEach worker is a machine like this one; {rates.queries:,} queries, "
-        f"{rates.refreshes:g} refreshes; {8 * rates.network / 1e9:g} Gbit/s between workers is assumed. Training is "
-        "not divided here and takes what is said above. Disk and memory are a worker's, converting is one machine's."
+        f"{table(rows, head)}\n\n{rates.queries:,} queries, {rates.refreshes:g} refreshes; nothing is taken to overlap."
+        f"{shared if several else ''} Once: converting and tokenising, in one process. Training is not divided here "
+        "and takes what is said above. Disk is of all files together, exact search's memory each machine's, HNSW's and "
+        "IVF's that of one process with the whole corpus."
     )
 
 

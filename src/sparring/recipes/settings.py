@@ -137,12 +137,8 @@ class RunConfig:
         one_of("engine", self.engine, ("local", "ray"))
         at_least(0, ray_workers=self.ray_workers)
         at_least(1, ray_shard=self.ray_shard, ray_timeout=self.ray_timeout)
-        if self.engine == "ray" and (self.index != "exact" or self.reencode != "all"):
-            raise InputError(
-                "the workers of a cluster encode all passages and search exactly", where="run.engine",
-                expected='index = "exact", reencode = "all"', got=f"index = {self.index}, reencode = {self.reencode}",
-                fix='take these, or engine = "local"',
-            )  # fmt: skip
+        if self.engine == "ray":
+            self.require_shared("run.engine", 'engine = "local"')
         if self.reencode == "focused" and self.index not in ("faiss", "exact"):
             raise InputError(
                 "a focused refresh searches exactly: else what it misses cannot be told from what the index misses",
@@ -152,6 +148,15 @@ class RunConfig:
         one_of("fixed_candidates", self.fixed_candidates, ("warm", "bm25"))
         one_of("checkpoints", self.checkpoints, ("none", "run", "rounds"))
         one_of("select_by", self.select_by, self.measures)
+
+    def require_shared(self, where: str, instead: str) -> None:
+        """InputError unless the workers of a cluster can do what a refresh has to."""
+        if self.index != "exact" or self.reencode != "all":
+            raise InputError(
+                "the workers of a cluster encode all passages and search exactly", where=where,
+                expected='index = "exact", reencode = "all"', got=f"index = {self.index}, reencode = {self.reencode}",
+                fix=f"take these, or {instead}",
+            )  # fmt: skip
 
     def cluster(self) -> Cluster | None:
         """The cluster that a refresh uses; None for this process."""

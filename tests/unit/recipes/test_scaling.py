@@ -3,54 +3,153 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sparring.phases.sharded import SearchJob, SpanSearcher
 from sparring.recipes.scaling import Rates, scaled, size, span, text
 
 RATES = Rates(
-    tokenise=1e-4, encode=1e-3, score=1e-9, disk=1e-9, network=1e9, text=400, tokens=252, dim=100, queries=32768,
-    depth=200, refreshes=4, memory=16 * 10**9, room=10**12,
+    convert=2e-5, tokenise=1e-4, encode=1e-3, score=1e-9, index=1e-6, join=1e-9, digest=5e-10, merge=1e-8, disk=2e-9,
+    network=1e9, text=400, tokens=252, read=152, stores=2, dim=100, queries=32768, depth=200, refreshes=4,
+    wanted="exact", threads=1, gpus=0, shard=8192, memory=16 * 10**9, room=10**12,
 )  # fmt: skip
-"""Two passes of 16,384 queries; a list of 200 rows is 2,400 bytes, a vector 400."""
+"""Two passes of 16,384 queries; a list of 200 results is 2,400 bytes, a vector 400; all queries' vectors 13,107,200."""
+MILLION, BLOCKS = 10**6, 64 * 131072
+"""Passages; the second are 64 spans of one block each, and 1,024 shards of 8,192: 3,355,443,200 bytes of vectors."""
 
 
-def test_a_hundred_million_passages_on_fifty_workers() -> None:
-    found = scaled(RATES, 10**8, 50)  # 2 million a worker: 0.8 GB of vectors
-    assert found.once == pytest.approx(200)
-    assert found.compute == pytest.approx(2000 + 65.536)
-    assert found.disk == pytest.approx(2.4), "two writes, and one read, for the vectors stay in memory"
-    assert found.network == pytest.approx(49 * (78_643_200 + 13_107_200) / 1e9)
-    assert found.stored == pytest.approx(2e6 * 652 + 1.6e9)
-    assert found.exact == pytest.approx(2 * 131072 * 400 + 13_107_200 + 2 * 78_643_200)
-    assert found.hnsw == pytest.approx(1.344e9)
-    assert found.ivf == pytest.approx(0.832e9)
-    assert found.converted == pytest.approx(1.1e10)
-    assert found.refresh == found.compute
-    assert found.total == pytest.approx(200 + 4 * 2065.536)
+def test_a_million_passages_in_one_process() -> None:
+    found = scaled(RATES, MILLION, 1)  # 0.4 GB of vectors and texts, 0.252 GB of tokens: all stays in memory
+    assert found.once == pytest.approx(20 + 100)
+    assert found.once_files == pytest.approx(0.504), "tokens are written; the table's file is in its conversion"
+    assert found.compute == pytest.approx(1000 + 32.768)
+    assert found.alone == pytest.approx(0.4 + 1), "join, look for NaN"
+    assert found.disk == pytest.approx(0.8), "the shards are written; the joined file is in its joining"
+    assert found.network == found.merging == 0
+    assert found.stored == pytest.approx(0.4e9 + 0.252e9 + 2 * 0.4e9)
+    assert found.exact == 2 * 131072 * 400 + 13_107_200 + 2 * 32768 * 2400
+    assert (found.hnsw, found.ivf, found.converted) == (688e6, 416e6, 110e6)
+    assert found.refresh == pytest.approx(1032.768 + 1.4 + 0.8), "one after another"
+    assert found.total == pytest.approx(120.504 + 4 * 1034.968)
+    assert found.parts == pytest.approx(
+        {"compute": 4131.072, "one process": 120 + 5.6, "disk": 0.504 + 3.2, "network": 0}
+    )
     assert found.binds == "compute"
 
 
 def test_vectors_larger_than_memory_are_read_in_every_pass() -> None:
-    found = scaled(replace(RATES, memory=8 * 10**8), 2 * 10**6, 1)
-    assert found.disk == pytest.approx(7 * 0.8), "two writes, three reads before searching, two passes"
-    assert found.network == 0, "one worker sends nothing"
+    found = scaled(replace(RATES, memory=8 * 10**8), 2 * MILLION, 1)
+    assert found.disk == pytest.approx(6 * 0.8e9 * 2e-9), "shards written; join, checksum, NaN and two passes read"
+    texts, tokens = 0.8e9, 0.504e9  # texts do not stay in memory: two checksums, and read for each of two stores
+    assert found.once_files == pytest.approx((tokens + 4 * texts) * 2e-9)
 
 
-def test_a_part_of_a_passage_is_a_whole_one() -> None:
-    assert scaled(RATES, 10, 3).once == pytest.approx(4e-4)
+def test_eight_million_passages_on_eight_workers() -> None:
+    found = scaled(RATES, BLOCKS, 8)  # a worker: 128 shards, 8 spans
+    vectors = 3_355_443_200
+    results = 32768 * 8 * 200 * (1 + 1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5 + 1 / 6 + 1 / 7)
+    lists = 12 * results + 64 * 32768 * 8  # a span's file says for every query how many there are
+    assert found.once == pytest.approx(BLOCKS * 1.2e-4), "not divided"
+    assert found.once_files == pytest.approx(BLOCKS * 0.652e-6), "texts and tokens are written"
+    assert found.compute == pytest.approx(1048.576 + 1.048576 + 34.359738368), "encode, look for NaN, search"
+    joining = vectors * (0.5e-9 + 1e-9)  # every shard's checksum when it arrives, then one file
+    merging = lists * 0.5e-9 + (32768 * 64 * 200 + results) * 1e-8
+    assert found.alone == pytest.approx(joining + merging)
+    assert found.disk == 0
+    passed = BLOCKS * 152  # tokens of the retriever
+    passed += 3 * vectors  # shards written, read; the file written
+    passed += vectors  # spans read once: they stay in memory
+    passed += 13_107_200 * (1 + 8)  # queries written, read by every worker
+    passed += 2 * lists
+    assert found.network == pytest.approx(passed / 1e9)
+    assert found.stored == pytest.approx(BLOCKS * 652 + 2 * vectors)
+    assert found.exact == 2 * 131072 * 400 + 13_107_200 + 4 * 32768 * 2400
+    assert found.merging == 10 * 32768 * 2400 + 13_107_200
+    assert found.hnsw == BLOCKS * 688, "the whole corpus, in one process"
+    assert sum(found.parts.values()) == pytest.approx(found.total)
+
+
+def test_lists_are_merged_only_where_a_span_adds_to_them() -> None:
+    found = scaled(replace(RATES, depth=1, join=0, digest=0), BLOCKS, 8)
+    results = 32768 * 8 * (1 + 363 / 140)  # of 64 spans; each is one list of one result that meets another
+    assert found.alone == pytest.approx(2 * results * 1e-8)
+
+
+def test_what_does_not_stay_in_memory_passes_the_line_again() -> None:
+    kept, read = scaled(RATES, BLOCKS, 8), scaled(replace(RATES, memory=4 * 10**7), BLOCKS, 8)
+    vectors = 3_355_443_200
+    more = 2 * vectors  # the shards once more to be joined, the file for its checksum
+    more += 2 * vectors  # 16,384 queries at a time: a span of 52 MB does not stay
+    assert read.network - kept.network == pytest.approx(more / 1e9)
+    texts, tokens = BLOCKS * 400, BLOCKS * 252
+    assert read.once_files - kept.once_files == pytest.approx((4 * texts + 2 * tokens) / 1e9)
+
+
+def test_more_workers_than_spans_search_no_faster() -> None:
+    few, many = scaled(RATES, BLOCKS, 64), scaled(RATES, BLOCKS, 128)
+    searching = 131072 * (1e-6 + 32768e-9)  # a span
+    assert few.compute == pytest.approx(16 * 8.192 + searching)
+    assert many.compute == pytest.approx(8 * 8.192 + searching)
+    assert many.once == few.once
+    assert many.alone == few.alone, "64 spans whose lists are whole, whoever searches them"
+    assert many.network == few.network
+
+
+def test_twice_the_workers_halve_compute_and_lengthen_the_lists() -> None:
+    four, eight = scaled(RATES, BLOCKS, 4), scaled(RATES, BLOCKS, 8)
+    assert eight.compute == pytest.approx(four.compute / 2)
+    assert eight.alone > four.alone
+    assert eight.network > four.network
+    assert eight.converted == four.converted
+
+
+def test_a_machine_has_a_ray_worker_for_each_thread_or_gpu() -> None:
+    one, two = scaled(RATES, BLOCKS, 16), scaled(replace(RATES, threads=2), BLOCKS, 8)
+    encoding, finite, searching = 64 * 8.192, 4 * 131072 * 1e-6, 4 * 131072 * 32768e-9
+    assert one.compute == pytest.approx(encoding + finite + searching)
+    assert two.compute == pytest.approx(2 * encoding + finite + 2 * searching), "the rates are two threads'"
+    assert two.alone == pytest.approx(one.alone), "sixteen lists either way"
+    assert one.network - two.network == pytest.approx(8 * 13_107_200 / 1e9), "a machine reads the queries once"
+    assert two.exact == 2 * one.exact
+    gpu = scaled(replace(RATES, threads=4, gpus=1), BLOCKS, 16)
+    assert gpu.compute == pytest.approx(encoding + finite + 4 * searching), "search has one thread beside a GPU"
+
+
+def test_one_shard_stays_in_the_starting_process() -> None:
+    found = scaled(replace(RATES, threads=4), 8000, 2)
+    assert found.compute == pytest.approx(8)
+    assert found.alone == pytest.approx(3.2e6 * 1.5e-9 + 8000 * (1e-6 + 32768e-9))
+    assert found.network == pytest.approx((8000 * 152 + 3 * 3.2e6) / 1e9)
+    assert found.merging == 0
+
+
+def test_uneven_parts_take_as_long_as_the_largest() -> None:
+    found = scaled(RATES, 10 * 8192, 4)  # ten shards and ten spans: three for two of them
+    assert found.compute == pytest.approx(3 * 8192 * (1e-3 + 1e-6 + 32768e-9))
 
 
 @pytest.mark.parametrize(
     ("changed", "passages", "workers", "binds", "words"),
     [
-        ({"encode": 0.0, "score": 0.0}, 2 * 10**6, 1, "disk", "disk 2.4 s"),
-        ({"network": 1e4}, 4 * 10**6, 2, "network", "compute 34.4 min, disk 2.4 s, network 2.5 h a refresh"),
-        ({"room": 3 * 10**9}, 10**8, 50, "disk", "does not fit: 2.7 GiB a worker, 2.8 GiB are free"),
-        ({"memory": 10**9}, 10**8, 50, "memory", "converting the texts, on one machine, needs 10.2 GiB"),
-        ({"memory": 2 * 10**8}, 10**6, 50, "memory", "exact search"),
-        ({"memory": 8 * 10**9, "queries": 10**7}, 10**6, 1000, "memory", "with the lists of all queries, needs 48"),
-        ({"memory": None}, 10**8, 50, "compute", "compute 34.4 min"),
+        ({}, BLOCKS, 8, "compute", "compute 72.3 min, one process 17.6 min, network"),
+        ({}, BLOCKS, 1024, "one process", "compute 50 s, one process 17.8 min, network"),
+        ({"network": 1e6}, BLOCKS, 8, "network", "network"),
+        ({"encode": 0, "score": 0, "convert": 0, "tokenise": 0}, MILLION, 1, "one process", "process 5.6 s, disk 3.7"),
+        ({"encode": 0, "score": 0, "convert": 0, "tokenise": 0, "index": 0}, MILLION, 1, "disk", "1.6 s, disk 3.7 s"),
+        ({"room": 15 * 10**8}, MILLION, 1, "disk", "fit: 1.4 GiB are needed on the disk, 1.4 GiB are free"),
+        ({"room": 10**10}, BLOCKS, 8, "disk", "11.3 GiB are needed on the file system that all share, 9.3 GiB are"),
+        ({"memory": 10**10}, 10**8, 8, "memory", "converting the texts, in one process, needs 10.2 GiB"),
+        ({"memory": 2 * 10**8}, MILLION, 1, "memory", "exact search, with the lists of all queries, needs 262 MiB"),
+        ({"queries": MILLION}, BLOCKS, 8, "memory", "merging the lists, in one process, needs 22.7 GiB"),
+        ({"wanted": "hnsw"}, 3 * 10**7, 1, "memory", "HNSW, the whole corpus in one process, needs 19.2 GiB"),
+        ({"wanted": "ivf"}, 4 * 10**7, 1, "memory", "IVF, the whole corpus in one process, needs 15.5 GiB"),
+        ({"wanted": "milvus:http://host:19530"}, 4 * 10**7, 1, "compute", "compute"),
+        ({"wanted": "faiss"}, 4 * 10**7, 1, "compute", "compute"),
+        ({"wanted": "exact"}, 4 * 10**7, 1, "compute", "compute"),
+        ({"memory": None}, 10**8, 8, "compute", "compute"),
     ],
 )
 def test_what_binds(changed: dict, passages: int, workers: int, binds: str, words: str) -> None:
@@ -59,17 +158,65 @@ def test_what_binds(changed: dict, passages: int, workers: int, binds: str, word
     assert words in found.reason
 
 
-def test_twice_the_workers_halve_the_time_and_not_the_network() -> None:
-    one, two = scaled(RATES, 10**8, 50), scaled(RATES, 10**8, 100)
-    assert two.compute == pytest.approx(one.compute / 2)
-    assert two.network == pytest.approx(one.network * 99 / 49)
-    assert two.converted == one.converted
+@pytest.mark.parametrize(
+    ("wanted", "passages", "memory", "kind"),
+    [
+        ("exact", 10**7, 16 * 10**9, "exact"),
+        ("faiss", 10**5, 16 * 10**9, "exact"),
+        ("faiss", 150_000, 16 * 10**9, "hnsw"),
+        ("faiss", 150_000, 2 * 10**8, "exact"),  # 103 MB of 100 to be had
+        ("faiss", 3 * 10**6, None, "ivf"),
+        ("milvus:work/index.db", 10**7, 16 * 10**9, "milvus"),
+    ],
+)
+def test_the_kind_of_index_is_that_of_a_refresh(wanted: str, passages: int, memory: int | None, kind: str) -> None:
+    assert scaled(replace(RATES, wanted=wanted, memory=memory), passages, 1).kind == kind
+
+
+def test_a_worker_leaves_as_many_results_as_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "passages.npy", rng.standard_normal((8 * 512, 16), dtype=np.float32))
+    np.save(tmp_path / "queries.npy", rng.standard_normal((200, 16), dtype=np.float32))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    paths = [str(tmp_path / name) for name in ("passages.npy", "queries.npy")]
+    worker = SpanSearcher(SearchJob(paths[0], paths[1], 8 * 512, str(folder), 20))
+    files = [worker({"start": start, "stop": start + 512})["file"] for start in range(0, 8 * 512, 512)]
+    left = sum(len(np.load(folder / name)["rows"]) for name in files)
+    counted = 200 * 20 * (1 + 363 / 140)  # 1, then 1 + 1/2 + ... + 1/7
+    assert 0.93 * counted < left < counted, "a little less: the second span leaves k, not k on average"
+
+
+def test_the_example_of_the_documentation() -> None:
+    """docs/scale.md and docs/plan.md: 500,000 queries, 21 million passages of 768 dimensions, 100 GFLOP/s, k = 200."""
+    rates = replace(
+        RATES, dim=768, queries=500_000, score=2 * 768 / 1e11, encode=0, index=0, join=3e-9, digest=1e-9, merge=1e-7,
+        network=10e9 / 8, memory=64 * 2**30, text=600, tokens=1024, read=512, stores=2,
+    )  # fmt: skip
+    sizes = [scaled(rates, 21_015_324, workers) for workers in (1, 8, 64)]
+    assert [[span(x) for x in (s.compute, s.alone, s.disk, s.network)] for s in sizes] == [
+        ["44.8 h", "3.2 min", "75.3 min", "0.0 s"],
+        ["5.6 h", "3.8 h", "0.0 s", "7.3 min"],
+        ["44.0 min", "4.6 h", "0.0 s", "16.2 min"],
+    ]
+    merging = 1283 * 500_000 * 200 * 1e-7  # of 64 workers: every list with every span; the rest is less
+    assert sizes[2].alone == pytest.approx(merging + 3_500, rel=0.03)
+    found = sizes[1]
+    assert found.compute == pytest.approx(161 * 16384 * 500_000 * 2 * 768 / 1e11), "161 of 1,283 spans"
+    assert span(found.compute) == "5.6 h"
+    vectors, lists = 21_015_324 * 3072, 500_000 * (8 * 6.66 * 200 * 12 + 8 * 1283)
+    assert lists == pytest.approx(69e9, rel=0.01)
+    assert found.stored == pytest.approx(21_015_324 * 1624 + vectors + lists + 1.536e9, rel=1e-3)
+    assert found.merging == pytest.approx(12e9 + 1.536e9)
+    assert found.exact == pytest.approx(2 * 16384 * 3072 + 1.536e9 + 4.8e9)
 
 
 def test_the_text_says_what_is_assumed() -> None:
     shown = text([scaled(RATES, 10**8, 50)], RATES)
     assert "100,000,000" in shown
-    assert "8 Gbit/s between workers is assumed" in shown
+    assert "run.engine = ray" in shown
+    assert "8 Gbit/s are assumed" in shown
+    assert "Gbit" not in text([scaled(RATES, 10**8, 1)], RATES)
     times = (0.5, 90, 3600, 86400 * 3, 86400 * 800)
     assert [span(s) for s in times] == ["0.5 s", "90 s", "60.0 min", "3.0 days", "2.2 years"]
     assert [size(s) for s in (1 << 20, 1 << 30, 1 << 40)] == ["1 MiB", "1.0 GiB", "1.0 TiB"]
