@@ -234,7 +234,7 @@ def report(results: list[dict[str, Any]]) -> str:
     arms = [arm for arm in ARMS if arm in results[0]["arms"]]
     pairs = [("uncorrected", arm) for arm in arms]
     pairs += [(CONTROL, "positive, equal visits")] if CONTROL in results[0]["arms"] else []
-    rows = [against(results, *pair, measure, row) for measure in ("RR@10", "R@10") for row in ROWS for pair in pairs]
+    rows = [against(results, *pair, measure, row) for measure in MEASURES for row in ROWS for pair in pairs]
     parts = [
         [name, *against(results, *pair, "RR@10", row, touched)]
         for pair in pairs
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--labels", choices=["random", "wording"], default=World().labels,
                         help="which of a need's passages a label names: any, or the one with the query's words")
     parser.add_argument("--mine-depth", type=int, default=20, help="passages that negatives are drawn from: 7 a list")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=60, help="updates of each model in each of 2 rounds")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -294,10 +295,11 @@ def main() -> None:
         file = folder / "facts.json"
         config = designed(arguments.recipe, arguments.mine_depth, arguments.steps)
         if not file.exists():
-            facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share, labels=arguments.labels))
+            facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share, labels=arguments.labels),
+                        arguments.arms)
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         facts = json.loads(file.read_text(encoding="utf-8"))
-        if CONTROL not in facts["arms"]:
+        if "positive, equal visits" in facts["arms"] and CONTROL not in facts["arms"]:
             facts = control(facts, folder, arguments.recipe, config)
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         results.append(facts)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ _SHARED = "give all nodes the same files under the same path (a shared file syst
 _SPANS = 64  # parts of a search, unless each were too much work: each leaves up to k results a query
 _WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow core, far from the time limit of a shard
 _MORE = 10**7  # entries of lists that one job may keep beyond those asked for: 120 MB
+_QUERIES = 4096  # lists that are merged at a time
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
 
 
@@ -189,13 +190,13 @@ class SpanSearcher:
         if path is None:
             index = build_index(self.passages[start:stop], first=start)
             scores, rows = index.search(self.queries, self.job.k, progress="")
+            self.best = -np.sort(-np.concatenate([self.best, scores], axis=1), axis=1)[:, : self.job.k]
             open_ = scores >= self.best[:, -1:]
             found = {
                 "offsets": np.concatenate([[0], np.cumsum(open_.sum(axis=1))]).astype(np.int64),
                 "scores": scores[open_], "rows": rows[open_] + start,
             }  # fmt: skip
             path = save_part(self.parts, start, ".npz", lambda file: np.savez(file, **found))  # type: ignore[arg-type]
-            self.best = -np.sort(-np.concatenate([self.best, scores], axis=1), axis=1)[:, : self.job.k]
         return {"start": start, "stop": stop, "file": path.name}
 
 
@@ -249,9 +250,16 @@ class ShardedIndex:
         parts = self._parts(queries, k, span)
         best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
         with progress_bar(progress, total=len(self), unit="passages") as bar:
+            waiting: list[Path] = []
+            results = 0
             for start, path in self._made(parts, k, spans):
-                best = _joined(best, path, k)
+                waiting.append(path)
+                results += _results(path)
+                if results >= len(queries) * k:  # sorted again once for every such part, not for every file
+                    best, waiting, results = _joined(best, waiting, k), [], 0
                 bar.update(min(span, len(self) - start))
+            if waiting:
+                best = _joined(best, waiting, k)
         shutil.rmtree(parts, ignore_errors=True)
         return best
 
@@ -325,19 +333,35 @@ def span_of(rows: int, least: int, work: int = 0) -> int:
     return wanted if wanted < unit else -(-wanted // unit) * unit
 
 
-def _joined(best: Lists, path: Path, k: int) -> Lists:
-    """The best k with a span's file; only lists that it adds to are sorted again."""
+def _results(path: Path) -> int:
+    """Results in a span's file."""
     with np.load(path, allow_pickle=False) as found:
-        offsets, scores, rows = found["offsets"], found["scores"], found["rows"]
-    sizes = np.diff(offsets)
-    touched = np.flatnonzero(sizes)
-    width = int(sizes.max(initial=0))
-    if not width:
-        return best
-    inside = np.arange(width) < sizes[touched, None]
-    padded = np.full(inside.shape, -np.inf, np.float32), np.full(inside.shape, -1, np.int64)
-    padded[0][inside], padded[1][inside] = scores, rows
-    best[0][touched], best[1][touched] = merged((best[0][touched], best[1][touched]), padded, k)
+        return int(found["offsets"][-1])
+
+
+def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
+    """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time."""
+    spans = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as found:
+            spans.append((found["offsets"], found["scores"], found["rows"]))
+    for start in range(0, len(best[0]), _QUERIES):
+        stop = min(start + _QUERIES, len(best[0]))
+        counts = np.array([np.diff(offsets[start : stop + 1]) for offsets, _, _ in spans])
+        width = int(counts.sum(axis=0).max(initial=0))
+        if not width:
+            continue
+        padded = np.full((stop - start, width), -np.inf, np.float32), np.full((stop - start, width), -1, np.int64)
+        filled = np.zeros(stop - start, np.int64)
+        for (offsets, scores, rows), own in zip(spans, counts, strict=True):
+            part = slice(offsets[start], offsets[stop])
+            at = np.repeat(np.arange(stop - start), own)
+            place = np.arange(len(at)) - np.repeat(np.cumsum(own) - own, own) + filled[at]
+            padded[0][at, place], padded[1][at, place] = scores[part], rows[part]
+            filled += own
+        touched = start + np.flatnonzero(filled)
+        some = padded[0][touched - start], padded[1][touched - start]
+        best[0][touched], best[1][touched] = merged((best[0][touched], best[1][touched]), some, k)
     return best
 
 

@@ -29,10 +29,10 @@ TABLE = 110
 """Bytes of a row in memory while the texts are converted, on one machine: hashes, digests, and sorting them."""
 QUERIES_AT_ONCE, BLOCK = 16384, 1 << 17
 """Queries searched in one pass over the file, passages read at a time (`phases/index.py`)."""
-SEARCHED, SPANNED, MERGED = 2, 4, 10
-"""Lists of all queries that are in memory at once, counted as `PAIR` bytes a result: while one process searches, while
-a worker on a cluster merges a span into its running top k (49 bytes a result), and while the starting process merges a
-span's file (113)."""
+SEARCHED, SPANNED = 2, 4
+"""Lists of all queries that are in memory at once, counted as `PAIR` bytes a result: while one process searches, and
+while a worker on a cluster merges a span into its running top k (49 bytes a result) or the starting process the spans'
+files (37, and up to 12 more: as many results as the lists have wait to be merged)."""
 FULL = 0.9
 """Share of a machine's memory or disk that can be used."""
 
@@ -110,7 +110,6 @@ class Refresh:
     network: float
     found: float
     exact: float
-    merging: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,6 @@ class Scale:
         kind: what ``run.index`` comes to at this size: exact, hnsw, ivf or milvus.
         exact: bytes of memory for exact search, of each machine; it reads the file block by block.
         hnsw, ivf: bytes of memory in which one process would hold such an index of the whole corpus.
-        merging: bytes of memory in which the starting process merges the lists; 0 where it searches itself.
         converted: bytes of memory in which it converts the texts.
         memory, room: bytes that are free, as in `Rates`.
     """
@@ -147,7 +145,6 @@ class Scale:
     exact: float
     hnsw: float
     ivf: float
-    merging: float
     converted: float
     refreshes: float
     memory: int | None
@@ -187,7 +184,6 @@ class Scale:
         for what, needed in (
             index.get(self.kind, ("", 0.0)),
             ("converting the texts, in one process,", self.converted),
-            ("merging the lists, in one process,", self.merging),
         ):
             if self.memory is not None and needed > FULL * self.memory:
                 return "memory", f"{what} needs {size(needed)}, {size(self.memory)} are free"
@@ -223,7 +219,7 @@ def scaled(rates: Rates, passages: int, workers: int) -> Scale:
     return Scale(
         passages, workers, passages * (r.convert + r.tokenise), files,
         found.compute, found.alone, found.disk, found.network, texts + tokens + vectors + max(vectors, found.found),
-        _kind(r, passages), found.exact, vectors + passages * HNSW_LINKS, vectors + passages * ENTRY, found.merging,
+        _kind(r, passages), found.exact, vectors + passages * HNSW_LINKS, vectors + passages * ENTRY,
         passages * TABLE, r.refreshes, r.memory, r.room,
     )  # fmt: skip
 
@@ -243,7 +239,7 @@ def _here(r: Rates, passages: int) -> Refresh:
     return Refresh(
         compute=passages * (r.encode + r.queries * r.score), alone=vectors * r.join + passages * r.index,
         disk=(1 + reads) * vectors * r.disk, network=0.0, found=0.0,
-        exact=_searching(r, passages, min(r.depth, passages), SEARCHED), merging=0.0,
+        exact=_searching(r, passages, min(r.depth, passages), SEARCHED),
     )  # fmt: skip
 
 
@@ -253,8 +249,8 @@ def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
     hands, kept = workers * r.hands, r.fits(vectors)
     rows = span_of(passages, r.shard, r.queries * r.dim)
     spans = math.ceil(passages / rows)
-    threads = 1 if r.gpus or passages <= r.shard else r.threads  # one shard alone is not handed out
-    encoding = _most(passages, r.shard, hands) * r.encode * threads
+    slower = 1 if r.gpus or passages <= r.shard else r.threads  # than all threads; one shard alone is not handed out
+    encoding = _most(passages, r.shard, hands) * r.encode * slower
     join = vectors * (r.digest + r.join)
     passed = passages * r.read + vectors * (3 if kept else 5)
     # shards written, their checksums, the file; where they are not in memory, the shards again and the file's checksum
@@ -262,19 +258,20 @@ def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
         lists = _searching(r, passages, k, SEARCHED)
         alone = join + passages * (r.index + r.queries * r.score)
         passed += 0 if kept else vectors * (1 + math.ceil(r.queries / QUERIES_AT_ONCE))
-        return Refresh(encoding, alone, 0.0, passed / r.network, 0.0, lists, 0.0)
+        return Refresh(encoding, alone, 0.0, passed / r.network, 0.0, lists)
     busy = min(hands, spans)
     results = r.queries * busy * min(k, rows) * _left(math.ceil(spans / busy))
     lists = results * PAIR + r.queries * spans * OFFSET
     cached = r.fits(r.hands * rows * r.dim * FLOAT)
     passes = 0 if cached else math.ceil(r.queries / QUERIES_AT_ONCE)
     passed += vectors * (1 + passes) + asked * (1 + min(workers, spans)) + 2 * lists
-    searching = _most(passages, rows, hands) * (r.index + r.queries * r.score * r.threads)
-    touched = min(r.queries * spans, results)  # lists that a span's file adds to: they are sorted again, whole
-    merging = lists * r.digest + (touched * k + results) * r.merge
+    own = max(1, (r.threads - 1) // r.gpus) if r.gpus else 1  # threads of one that searches
+    searching = _most(passages, rows, hands) * (r.index + r.queries * r.score * r.threads / own)
+    again = math.ceil(results / (r.queries * k)) * r.queries * k  # the best so far, with every such part of the lists
+    merging = lists * r.digest + (again + results) * r.merge
     return Refresh(
         compute=encoding + searching, alone=join + merging, disk=0.0, network=passed / r.network, found=lists + asked,
-        exact=min(r.hands, spans) * _searching(r, rows, k, SPANNED), merging=MERGED * r.queries * k * PAIR + asked,
+        exact=min(r.hands, spans) * _searching(r, rows, k, SPANNED),
     )  # fmt: skip
 
 
@@ -284,12 +281,11 @@ def _most(passages: int, unit: int, hands: int) -> int:
 
 
 def _left(spans: int) -> float:
-    """1 + (1 + 1/2 + ... + 1/(S - 1)): lists that a worker with S spans leaves of each query, about.
+    """1 + 1/2 + ... + 1/S: lists that a worker with S spans leaves of each query, about.
 
-    Of its first span all k. Where it has done i spans, k of their passages are above its running top k, so that of one
-    span more k/i are.
+    Where it has done i spans, the last among them, k of their passages are its running top k: k/i of the last one's.
     """
-    return 1 + sum(1 / i for i in range(1, spans))
+    return sum(1 / i for i in range(1, spans + 1))
 
 
 def _searching(r: Rates, passages: int, k: int, lists: int) -> float:
