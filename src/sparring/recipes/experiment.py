@@ -27,7 +27,7 @@ from sparring.cluster import Cluster
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import choose_tokens, processes, rank, sum_over_processes
-from sparring.files import damaged, digests, sha256, whole
+from sparring.files import Lock, damaged, digests, sha256, whole
 from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
@@ -62,7 +62,7 @@ from sparring.recipes.settings import Rates, RunConfig
 from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
 from sparring.recipes.tables import result_table
 from sparring.recipes.watch import Watch
-from sparring.rundir import Lock, RunDir, Stop
+from sparring.rundir import RunDir, Stop
 from sparring.stores.card import Card
 from sparring.types import InputError, Qrels, Run
 
