@@ -7,8 +7,8 @@
 The stages are those of a run: convert (files to tables), tokenise, encode (to a file), mine (exact, from the file, 500
 queries, top 100). A passage has 8 to 12 words of a vocabulary of 5,000, the encoder one layer of 64 dimensions: what
 is measured is everything around the products. A stage that finished is not run again; one that was killed goes on
-where its own code does (`encode` at the shard, `tokenise` and `convert` from the start). Memory is of the whole
-process tree, sampled four times a second, and of it what is no mapped file.
+where its own code does (`encode` at the shard, `tokenise` at the last 2^18 texts, `convert` from the start). Memory is
+of the whole process tree, sampled four times a second, and of it what is no mapped file.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Whole files or none: written aside and renamed into place; what a file's contents are known by; and in plain words
-what a disk that is full or closed to writing answered."""
+"""Whole files or none: written aside and renamed into place; what a file's contents are known by; who may write; and in
+plain words what a disk that is full or closed to writing answered."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,8 +18,14 @@ from typing import Any
 
 from sparring.types import InputError
 
+logger = logging.getLogger("sparring")
+
 SEAL = "seal"
 """Key of a sealed JSON file under which the SHA-256 of everything else in it stands."""
+
+LOCK = ".lock"
+"""What holds a whole folder, in it."""
+_TRIES = 10
 
 DAY = 86400.0
 FULL, CLOSED, FAILED = "the disk is full", "a file or folder is closed to this user", "the disk failed"
@@ -63,6 +70,77 @@ def _refused(error: Exception) -> int | None:
     if found and int(found[1]) in _KINDS:
         return int(found[1])
     return next((number for words, number in _IN_TEXT.items() if words in text), None)
+
+
+class Busy(InputError):
+    """What another process holds."""
+
+
+class Lock:
+    """A run folder, or one file in a folder, held for this process, until `close` or the end of the object.
+
+    Args:
+        folder: what is held.
+        file: name of a file in it that alone is held; "" is the whole folder.
+
+    Raises: Busy when another process (or another `Lock` of this one) holds it. Nothing is held where the system has no
+    such locks (Windows): `held` says so.
+    """
+
+    def __init__(self, folder: Path, file: str = "") -> None:
+        self._descriptor = -1
+        self._path = folder / (f".{file}.lock" if file else LOCK)
+        try:
+            import fcntl
+        except ImportError:
+            return
+        for _ in range(_TRIES):
+            with explained(self._path):
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise Busy(
+                    f"another process is {'writing this file' if file else 'working on this run folder'}",
+                    where=str(folder / file), expected="one process at a time",
+                    fix="wait for it, or choose another --out",
+                ) from None  # fmt: skip
+            except OSError as error:
+                self.close()
+                logger.warning("%s: this file system has no locks (%s): nothing is held", folder, error)
+                return
+            if self._is_there():
+                return
+            self.close()  # its holder removed it after it was opened here: others will open another one
+        logger.warning("%s: this file system does not tell files apart: nothing is held", folder)
+
+    @property
+    def held(self) -> bool:
+        """Whether other processes are kept out."""
+        return self._descriptor >= 0
+
+    def _is_there(self) -> bool:
+        """Whether what is held is the file that others will open."""
+        try:
+            return self.held and os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def remove(self) -> None:
+        """Give it free and remove the file by which it was held."""
+        if self.held:
+            self._path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Give it free."""
+        if self.held:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 import platform
 import signal
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sparring import files
+from sparring.files import LOCK
 from sparring.log import Metrics, peak_memory_bytes, release_memory
 from sparring.types import InputError
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("sparring")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-JOURNAL, LOCK = "journal.jsonl", ".lock"
+JOURNAL = "journal.jsonl"
 FINISHED = "a finished run"
 _EMPTY = (LOCK, ".writable")  # what a run that was stopped at its very first moment leaves
 
@@ -105,53 +105,6 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
         logger.warning("stopping after this update; Ctrl-C once more stops at once")
-
-
-class Lock:
-    """A run folder, or one file in a folder, held for this process, until `close` or the end of the object.
-
-    Args:
-        folder: what is held.
-        file: name of a file in it that alone is held; "" is the whole folder.
-
-    Raises: InputError when another process holds it. Nothing is held where the system has no such locks (Windows).
-    """
-
-    def __init__(self, folder: Path, file: str = "") -> None:
-        self._descriptor = -1
-        self._path = folder / (f".{file}.lock" if file else LOCK)
-        try:
-            import fcntl
-        except ImportError:
-            return
-        with files.explained(self._path):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise InputError(
-                f"another process is {'writing this file' if file else 'working on this run folder'}",
-                where=str(folder / file), expected="one process at a time", fix="wait for it, or choose another --out",
-            ) from None  # fmt: skip
-        except OSError as error:
-            self.close()
-            logger.warning("%s: this file system has no locks (%s): nothing is held", folder, error)
-
-    def remove(self) -> None:
-        """Give it free and remove the file by which it was held."""
-        if self._descriptor >= 0:
-            self._path.unlink(missing_ok=True)
-        self.close()
-
-    def close(self) -> None:
-        """Give it free."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def unfinished(folder: str | Path) -> bool:

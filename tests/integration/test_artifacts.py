@@ -19,6 +19,7 @@ from kill_worker import save_weights
 from test_resume import SETTINGS, Cut, assert_same
 from test_train import CONFIG
 
+from sparring.files import Lock
 from sparring.recipes import compare as compare_module
 from sparring.recipes import train as train_module
 from sparring.recipes.compare import compare
@@ -26,7 +27,6 @@ from sparring.recipes.experiment import Progressed
 from sparring.recipes.standalone import encode_to, export_to, index_to, search_to
 from sparring.recipes.store import load_rows
 from sparring.recipes.train import train
-from sparring.rundir import Lock
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow

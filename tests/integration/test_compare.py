@@ -15,13 +15,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from test_train import CONFIG
 
 from sparring.distributed import Choice
+from sparring.files import Lock
 from sparring.phases.fit import NotFinite
 from sparring.recipes import compare as module
 from sparring.recipes import competition, experiment, train
 from sparring.recipes.compare import compare
 from sparring.recipes.comparison import Comparison
 from sparring.recipes.store import load_rows
-from sparring.rundir import Lock
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow

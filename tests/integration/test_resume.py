@@ -20,10 +20,11 @@ from cli_fixtures import write_toy
 from kill_worker import save_weights
 from test_train import CONFIG
 
+from sparring.files import Lock
 from sparring.recipes import train as train_module
 from sparring.recipes.experiment import Experiment, Progressed
 from sparring.recipes.train import train
-from sparring.rundir import Lock, Stop
+from sparring.rundir import Stop
 from sparring.types import InputError
 
 pytestmark = pytest.mark.slow

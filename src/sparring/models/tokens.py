@@ -3,12 +3,14 @@
 Every encode, mine and training phase reads the same store; special tokens, truncation and padding are added when a
 batch is built (see ``template.py``). A store is found again by its fingerprint, which covers the tokenizer, the texts,
 the prompt, the cap, the file format and the code's version. Every file of it has a SHA-256, checked when it is opened.
+Tokenising that was stopped goes on after the last text that was noted (see ``growing.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,15 +19,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from sparring import __version__
-from sparring.files import damaged, digests, read_sealed, write_sealed
+from sparring.files import damaged, read_sealed
 from sparring.log import progress
+from sparring.models.growing import MANIFEST, growing
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -34,7 +37,11 @@ FORMAT = 2
 CODE = f"sparring {__version__}, tokenizers {tokenizers.__version__}"
 """The code that makes ids of texts: stores of another version are not used."""
 CHUNK = 4096  # texts handed to the tokenizer at a time
+NOTED = 1 << 18
+"""Texts after which what is done of a store is noted: half a minute of one thread is lost at most."""
 SAMPLE = 512  # texts from which the size of a store is told beforehand
+
+_IDS, _OFFSETS, _TRUE = "ids.int32", "offsets.npy", "true_lengths.npy"
 
 
 class TextSource(Protocol):
@@ -121,15 +128,15 @@ class TokenStore:
         ``check``: read all of it for its checksums; without, only the manifest's is looked at.
         """
         again = f"delete {folder}; it is made again"
-        manifest = read_sealed(folder / "manifest.json", "a store of tokens", fix=again)
+        manifest = read_sealed(folder / MANIFEST, "a store of tokens", fix=again)
         if check and (wrong := damaged(folder, manifest["files"])):
             where = str(folder / wrong[0])
             raise InputError("A token file is damaged.", where=where, expected="the file as it was written", fix=again)
         settings = {key: manifest[key] for key in ("limit", "prompt", "tokenizer", "fingerprint")}
-        ids = folder / "ids.int32"
+        ids = folder / _IDS
         flat = np.memmap(ids, dtype="<i4", mode="r") if ids.stat().st_size else np.empty(0, np.int32)
-        offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
-        true_lengths = np.load(folder / "true_lengths.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(folder / _OFFSETS, mmap_mode="r", allow_pickle=False)
+        true_lengths = np.load(folder / _TRUE, mmap_mode="r", allow_pickle=False)
         return cls(ids=flat, offsets=offsets, true_lengths=true_lengths, folder=folder, **settings)
 
 
@@ -176,6 +183,7 @@ def tokenize(
         else:
             logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
             return found
+    cache.mkdir(parents=True, exist_ok=True)
     _write(folder, source, tokenizer, settings, name)
     return TokenStore.open(folder)
 
@@ -183,7 +191,7 @@ def tokenize(
 def stored(source: TextSource, *, prompt: str, limit: int, tokenizer_id: str, cache: Path) -> tuple[Path, bool]:
     """Where `tokenize` keeps these texts' tokens, and whether they are there."""
     folder = _folder(cache, _settings(source, prompt=prompt, limit=limit, tokenizer_id=tokenizer_id))
-    return folder, (folder / "manifest.json").exists()
+    return folder, (folder / MANIFEST).exists()
 
 
 def expected_size(
@@ -239,12 +247,13 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _chunks(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each chunk of texts: ids int32 (flat), stored lengths int64, true lengths int64."""
+    """For each chunk of texts from ``first`` on: ids int32 (flat), stored lengths int64, true lengths int64."""
     prompt, limit = settings["prompt"], settings["limit"]
     with progress(f"tokenising {name}", total=len(source)) as bar:
-        for start in range(0, len(source), CHUNK):
+        bar.update(first)
+        for start in range(first, len(source), CHUNK):
             texts = source.texts(np.arange(start, min(start + CHUNK, len(source))))
             rows = encode_plain(tokenizer, [prompt + text for text in texts] if prompt else texts)
             true = np.fromiter((len(row) for row in rows), np.int64, len(rows))
@@ -273,42 +282,28 @@ def _in_memory(
 def _write(
     folder: Path, source: TextSource, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], name: str
 ) -> None:
-    """Stream the store into a folder beside the final one, then rename it into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        end = 0
-        with (
-            (aside / "ids.int32").open("wb") as ids,
-            _column(aside / "offsets.npy", "<i8", len(source) + 1) as offsets,
-            _column(aside / "true_lengths.npy", "<i4", len(source)) as true,
-        ):
-            offsets.write(np.zeros(1, "<i8").tobytes())
-            for flat, stored_lengths, true_lengths in _chunks(source, tokenizer, settings, name):
-                ids.write(flat.astype("<i4", copy=False).tobytes())
-                offsets.write((end + np.cumsum(stored_lengths)).astype("<i8").tobytes())
-                true.write(true_lengths.astype("<i4").tobytes())
-                end += len(flat)
-        manifest = {"format": FORMAT, "rows": len(source), "tokens": end, **settings}
-        manifest["files"] = digests(aside, ("ids.int32", "offsets.npy", "true_lengths.npy"))
-        write_sealed(aside / "manifest.json", manifest)
-        _rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    """Stream what is missing of the store into a folder beside the final one, then rename it into place."""
+    heads = {_IDS: b"", _OFFSETS: _header("<i8", len(source) + 1) + bytes(8), _TRUE: _header("<i4", len(source))}
+    with growing(folder, settings["fingerprint"], heads) as store:
+        if store is None:  # another process was faster
+            return
+        rows, end = store.facts.get("rows", 0), store.facts.get("tokens", 0)
+        if rows:
+            logger.info("tokenising %s goes on after %s of %s (%s)", name, f"{rows:,}", f"{len(source):,}", folder)
+        noted = rows
+        for flat, stored_lengths, true_lengths in _chunks(source, tokenizer, settings, name, rows):
+            store.write(_IDS, flat.astype("<i4", copy=False).tobytes())
+            store.write(_OFFSETS, (end + np.cumsum(stored_lengths)).astype("<i8").tobytes())
+            store.write(_TRUE, true_lengths.astype("<i4").tobytes())
+            rows, end = rows + len(true_lengths), end + len(flat)
+            if rows - noted >= NOTED and rows < len(source):
+                store.note(rows=rows, tokens=end)
+                noted = rows
+        store.finish(folder, {"format": FORMAT, "rows": len(source), "tokens": end, **settings})
 
 
-@contextlib.contextmanager
-def _column(path: Path, kind: str, length: int) -> Iterator[BinaryIO]:
-    """A new ``.npy`` file of one dimension whose values are written one part after another."""
-    with path.open("wb") as file:
-        header = {"descr": kind, "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield file
-
-
-def _rename(aside: Path, folder: Path) -> None:
-    try:
-        os.replace(aside, folder)
-    except OSError:  # another process finished the same store first: use that one
-        if not (folder / "manifest.json").exists():
-            raise
+def _header(kind: str, length: int) -> bytes:
+    """What a ``.npy`` file of one dimension begins with."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": kind, "fortran_order": False, "shape": (length,)})
+    return buffer.getvalue()

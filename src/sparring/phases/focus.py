@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparring.phases.stats import largest_mean, largest_share
+from sparring.phases.vectors import Embeddings
 
 _CELLS = 8_000_000  # scores held at a time
 
@@ -69,7 +70,7 @@ def outside(fresh: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rest, size, replace=False))
 
 
-def entered(queries: np.ndarray, thresholds: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def entered(queries: Embeddings, thresholds: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Lists that each passage would enter: int64 [m].
 
     Args:

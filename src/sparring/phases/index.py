@@ -21,6 +21,7 @@ import numpy as np
 
 from sparring.log import progress as progress_bar
 from sparring.machine import give_back
+from sparring.phases.vectors import BLOCK, Embeddings, blocks, finite
 from sparring.stores.card import Card
 from sparring.stores.milvus import Collection, Milvus
 from sparring.types import InputError
@@ -37,7 +38,7 @@ HNSW_LINKS = 2 * 32 * 4 + 32
 """Bytes that the graph takes for a passage, beside its vector."""
 
 _TIE_SLACK, _TIE_LIMIT = 16, 4096  # rows fetched beyond k to order equal scores by row; doubled up to the limit
-_QUERY_BLOCK, _ADD_BLOCK = 16384, 65536
+_ADD_BLOCK = 65536
 _SCAN_BLOCK = 1 << 17  # passages read from a file at a time: 200 MB at 384 dimensions
 _PRODUCT = 2048  # queries x dimension from which on exact search multiplies matrices
 _CORE = "OPENBLAS_CORETYPE"
@@ -113,11 +114,11 @@ class _Remote:
         return np.array(self.vectors[rows], dtype=np.float32)
 
 
-def require_queries(queries: np.ndarray, k: int, dim: int) -> None:
+def require_queries(queries: Embeddings, k: int, dim: int) -> None:
     """InputError unless these can be searched for in embeddings of ``dim`` dimensions."""
     if k < 1:
         raise InputError("a search needs at least one result", where="k", expected="1 or more", got=str(k))
-    if queries.ndim != 2 or queries.shape[1] != dim:
+    if len(queries.shape) != 2 or queries.shape[1] != dim:
         raise InputError(
             "queries and index have different dimensions",
             where="query embeddings",
@@ -125,7 +126,7 @@ def require_queries(queries: np.ndarray, k: int, dim: int) -> None:
             got=str(list(queries.shape)),
             fix="encode the queries with the model that encoded the passages",
         )
-    if not np.isfinite(queries).all():
+    if not finite(queries):
         raise InputError("query embeddings contain NaN or infinity", where="query embeddings")
 
 
@@ -143,11 +144,11 @@ class Index:
         """Embedding dimension d."""
         return int(self._handle.d)
 
-    def search(self, queries: np.ndarray, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Embeddings, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]:
         """The k passages of highest inner product for every query, best first.
 
         Args:
-            queries: [Q, d], any float type.
+            queries: [Q, d], any float type; of a file, a block is in memory at a time.
             k: list length; clipped to the number of passages.
             progress: label of the progress bar.
 
@@ -165,11 +166,10 @@ class Index:
             raise InputError("more results than a call can ask for", where="k", expected=limit, got=str(k))
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
-        size = 1024 if isinstance(self._handle, _Remote) else _QUERY_BLOCK  # the bar moves with it
+        size = 1024 if isinstance(self._handle, _Remote) else BLOCK  # the bar moves with it
         with progress_bar(progress, total=len(queries), unit="queries") as bar:
-            for start in range(0, len(queries), size):
-                block = np.ascontiguousarray(queries[start : start + size], dtype=np.float32)
-                part = slice(start, start + len(block))
+            for number, block in enumerate(blocks(queries, size)):
+                part = slice(number * size, number * size + len(block))
                 scores[part], rows[part] = self._search_block(block, k)
                 bar.update(len(block))
         return scores, rows

@@ -15,8 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
+from sparring.machine import give_back
 from sparring.phases.denoise import Denoised, denoise
 from sparring.phases.pools import Method, Pools, draw, hybrid, pool_overlap, take, trainable
+from sparring.phases.vectors import Embeddings
 from sparring.types import InputError, Qrels
 
 __all__ = [
@@ -45,7 +47,7 @@ _UNSPACED = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\u
 class Searcher(Protocol):
     """What mining needs of an index."""
 
-    def search(self, queries: np.ndarray, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]: ...
+    def search(self, queries: Embeddings, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]: ...
 
     def vectors(self, rows: np.ndarray) -> np.ndarray: ...
 
@@ -57,7 +59,7 @@ class Rows(Protocol):
 
 
 def mine(
-    query_embeddings: np.ndarray,
+    query_embeddings: Embeddings,
     query_rows: np.ndarray,
     positives: Positives,
     index: Searcher,
@@ -111,6 +113,7 @@ def mine(
         part = slice(start, start + _BLOCK)
         queries = np.asarray(query_embeddings[of_query[part]], dtype=np.float32)
         head_scores[part] = scale * np.einsum("ij,ij->i", queries, index.vectors(pools.heads[part]))
+        give_back(query_embeddings)
     return replace(pools, head_scores=head_scores, depth=depth)
 
 

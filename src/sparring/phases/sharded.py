@@ -32,6 +32,7 @@ from sparring.models.retriever import Kind
 from sparring.phases.encode import CODE, Missing, embed_shard
 from sparring.phases.index import Lists, build_index, merged, require_queries
 from sparring.phases.parts import arrived, save_part, whole_part
+from sparring.phases.vectors import Chosen, Embeddings, blocks
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -178,7 +179,7 @@ class SpanSearcher:
     def __init__(self, job: SearchJob) -> None:
         self.job, self.parts = job, _shared(Path(job.parts))
         self.passages = np.load(_shared(Path(job.passages)), mmap_mode="r", allow_pickle=False)
-        self.queries = np.load(_shared(Path(job.queries)), allow_pickle=False)
+        self.queries = np.load(_shared(Path(job.queries)), mmap_mode="r", allow_pickle=False)
         if len(self.passages) != job.rows:
             raise InputError("this node has other embeddings", where=job.passages, fix=_SHARED)
         self.best = np.full((len(self.queries), job.k), -np.inf, dtype=np.float32)
@@ -236,7 +237,7 @@ class ShardedIndex:
         """Embeddings of passage rows, float32."""
         return np.array(self._passages[rows], dtype=np.float32)
 
-    def search(self, queries: np.ndarray, k: int, *, progress: str = "search") -> Lists:
+    def search(self, queries: Embeddings, k: int, *, progress: str = "search") -> Lists:
         """As `Index.search`: scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by row.
 
         Finished spans are kept beside the embeddings until all are: a search that is stopped goes on.
@@ -246,7 +247,6 @@ class ShardedIndex:
         k, spans = min(k, len(self)), range(0, len(self), span)
         if len(spans) == 1 or not len(queries):
             return build_index(self._passages).search(queries, k, progress=progress)
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
         parts = self._parts(queries, k, span)
         best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
         with progress_bar(progress, total=len(self), unit="passages") as bar:
@@ -263,16 +263,21 @@ class ShardedIndex:
         shutil.rmtree(parts, ignore_errors=True)
         return best
 
-    def _parts(self, queries: np.ndarray, k: int, span: int) -> Path:
+    def _parts(self, queries: Embeddings, k: int, span: int) -> Path:
         """The folder of this search's spans; with the queries in it."""
         note = self.file.with_name(f"{self.file.name}.json")
         of = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else files.sha256(self.file)
-        digest = hashlib.sha256(f"{of} {k} {span} {queries.shape}".encode() + queries.tobytes()).hexdigest()
-        parts = self.file.with_name(f".{self.file.name}.{digest[:16]}.search")
+        digest = hashlib.sha256(f"{of} {k} {span} {queries.shape}".encode())
+        for block in blocks(queries):
+            digest.update(block.data)
+        parts = self.file.with_name(f".{self.file.name}.{digest.hexdigest()[:16]}.search")
         parts.mkdir(exist_ok=True)
         if not (parts / "queries.npy").exists():
             with files.whole(parts / "queries.npy") as partial, partial.open("wb") as file:
-                np.save(file, queries)
+                header = {"descr": "<f4", "fortran_order": False, "shape": queries.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in blocks(queries):
+                    file.write(block.astype("<f4", copy=False).tobytes())
         return parts
 
     def _made(self, parts: Path, k: int, spans: range) -> Iterator[tuple[int, Path]]:
@@ -313,7 +318,8 @@ def search_splits(
         splits = [split for split, (_, depth) in asked.items() if depth == job or len(depths) == 1]
         sizes = [len(asked[split][0]) for split in splits]
         scores, rows = index.search(
-            queries[np.concatenate([asked[split][0] for split in splits])], job, progress=f"search {', '.join(splits)}"
+            Chosen(queries, np.concatenate([asked[split][0] for split in splits])), job,
+            progress=f"search {', '.join(splits)}",
         )
         for split, end, size in zip(splits, np.cumsum(sizes), sizes, strict=True):
             part = (slice(end - size, end), slice(asked[split][1]))
@@ -370,5 +376,3 @@ def _shared(path: Path) -> Path:
     if not path.exists():
         raise InputError("this node does not see a file of the job", where=str(path), fix=_SHARED)
     return path
-
-

@@ -25,6 +25,8 @@ from sparring.data import Dataset, default_cache, load
 from sparring.data.corrections import read_corrections
 from sparring.distributed import choose_device, choose_precision, processes
 from sparring.files import (
+    LOCK,
+    Lock,
     damaged,
     digests,
     explained,
@@ -60,7 +62,7 @@ from sparring.recipes.train import (
 )
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import LOCK, Lock, unfinished
+from sparring.rundir import unfinished
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")

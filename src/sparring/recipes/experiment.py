@@ -27,7 +27,7 @@ from sparring.cluster import Cluster
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import choose_tokens, processes, rank, sum_over_processes
-from sparring.files import damaged, digests, sha256, whole
+from sparring.files import Lock, damaged, digests, sha256, whole
 from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
@@ -54,6 +54,7 @@ from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster, search_splits
+from sparring.phases.vectors import Chosen
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.focused import Refocused, Searched, Wanted, last_lists, refocus, search
 from sparring.recipes.generation import Generation, Lists, Vectors
@@ -62,7 +63,7 @@ from sparring.recipes.settings import Rates, RunConfig
 from sparring.recipes.store import load_generation, load_lists, load_rows, save_generation, save_lists, save_rows
 from sparring.recipes.tables import result_table
 from sparring.recipes.watch import Watch
-from sparring.rundir import Lock, RunDir, Stop
+from sparring.rundir import RunDir, Stop
 from sparring.stores.card import Card
 from sparring.types import InputError, Qrels, Run
 
@@ -70,6 +71,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("sparring")
+
+QUERIES_IN_MEMORY = 256 << 20
+"""Bytes of query embeddings that a refresh holds in memory, at most; what is more lies in a file, which is written,
+hashed and read several times. So much is little beside two models in training, and is 87,000 queries of 768 dimensions.
+"""
 
 
 @dataclass
@@ -342,7 +348,7 @@ class Experiment:
         if older is None:
             queries, found = self._whole(name, folder, max(depth, self.config.mine_depth))
         else:
-            queries = self._encode_queries(name)
+            queries = self._encode_queries(name, folder)
             found = self.run.phase(
                 f"{name}-encode", self._focus, name, queries, older, folder, depth=depth, complete=complete
             )
@@ -352,7 +358,7 @@ class Experiment:
             lists[self.test.name] = self._scaled(of_test)
         index = Searched(found.index, found.lists["train"]) if "train" in found.lists else found.index
         pools = self.run.phase(
-            f"{name}-mine", mine, queries[self.train_rows], self.train_rows, self.positives, index,
+            f"{name}-mine", mine, Chosen(queries, self.train_rows), self.train_rows, self.positives, index,
             self.dataset.corpus.groups, depth=max(depth, self.config.mine_depth), scale=self.retriever.scale,
             known=self.excluded, answers=self._answers(), passage_text=self.dataset.corpus.text, generation=name,
         )  # fmt: skip
@@ -388,7 +394,7 @@ class Experiment:
             progress=f"{name}: encode passages", shard=cluster.shard if cluster else SHARD,
             elsewhere=self._workers(cluster, folder / "model") if cluster else None,
         )  # fmt: skip
-        queries = self._encode_queries(name)
+        queries = self._encode_queries(name, folder)
         if cluster:
             spread = ShardedIndex(folder / "passages.npy", cluster)
             deep = self.config.search_depth
@@ -427,9 +433,12 @@ class Experiment:
         model = ModelFiles.saved(self.retriever, folder, trust_remote_code=self.config.trust_remote_code)
         return on_cluster(cluster, model, self.feed.retriever_passages, tokens=self.config.encode_tokens)
 
-    def _encode_queries(self, name: str) -> np.ndarray:
+    def _encode_queries(self, name: str, folder: Path) -> np.ndarray:
+        """All queries' embeddings; those that are large, in a file of the refresh's folder, which goes when it ends."""
+        store = self.feed.retriever_queries
+        out = folder / "queries.npy" if query_bytes(len(store), self.retriever.dim) > QUERIES_IN_MEMORY else None
         return encode(
-            self.retriever, self.feed.retriever_queries, "query",
+            self.retriever, store, "query", out=out,
             token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
         )  # fmt: skip
 
@@ -458,7 +467,7 @@ class Experiment:
         mined, searched = max(depth, config.mine_depth), config.search_depth
         closed = config.focus_depth
         wanted = {
-            "train": Wanted(queries[self.train_rows], mined, min(closed, mined) or mined),
+            "train": Wanted(Chosen(queries, self.train_rows), mined, min(closed, mined) or mined),
             "dev": Wanted(queries[self.dev.rows], searched, max(closed, config.rerank_depth) if closed else searched),
         }
         if complete:
@@ -761,6 +770,11 @@ class Progressed:
         self.store.save(self.x.trainees, facts)
         if asked:
             raise KeyboardInterrupt
+
+
+def query_bytes(queries: int, dim: int) -> int:
+    """Bytes of so many embeddings."""
+    return 4 * queries * dim
 
 
 def require_generation(name: str, pools: Pools, expected: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from sparring.phases.focus import Missed, entered, missed, outside, union
 from sparring.phases.index import Index, build_index
 from sparring.phases.sharded import ShardedIndex
+from sparring.phases.vectors import Embeddings
 from sparring.recipes.generation import Generation, Lists
 
 logger = logging.getLogger("sparring")
@@ -31,7 +32,7 @@ Encoder = Callable[[np.ndarray, str], np.ndarray]
 class Wanted:
     """Queries of one kind: embeddings [Q, d], passages searched for each, and how many of these must be fresh."""
 
-    queries: np.ndarray
+    queries: Embeddings
     depth: int
     closed: int
 
@@ -60,7 +61,7 @@ class Searched:
     index: Index | ShardedIndex
     lists: Lists
 
-    def search(self, queries: np.ndarray, k: int, *, progress: str = "") -> Lists:  # noqa: ARG002
+    def search(self, queries: Embeddings, k: int, *, progress: str = "") -> Lists:  # noqa: ARG002
         """The lists that are known; for the same queries and no deeper."""
         assert len(queries) == len(self.lists[0])
         assert min(k, len(self.index)) <= self.lists[0].shape[1]

@@ -44,7 +44,7 @@ from sparring.phases.rerank import rerank, score_pairs
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.experiment import choose_split
-from sparring.rundir import Lock, RunDir, make_folder, require_unused
+from sparring.rundir import RunDir, make_folder, require_unused
 from sparring.types import InputError, Run
 
 logger = logging.getLogger("sparring")
@@ -73,7 +73,7 @@ def new_file(path: Path) -> Iterator[Path]:
 def alone(out: Path) -> Iterator[None]:
     """An output that is written in parts or as a folder, held for this process; InputError when another one has it."""
     files.make_parents(out.parent, out)
-    held = Lock(out.parent, out.name)
+    held = files.Lock(out.parent, out.name)
     try:
         yield
     finally:

@@ -29,7 +29,7 @@ from sparring.distributed import (
     processes,
     rank,
 )
-from sparring.files import explained
+from sparring.files import LOCK, Lock, explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.models.lean import forward_of
@@ -48,7 +48,7 @@ from sparring.recipes.settings import RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL, LOCK, PACKAGES, Lock, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.rundir import JOURNAL, PACKAGES, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.stores.milvus import Milvus
 from sparring.types import InputError
 

@@ -1,11 +1,20 @@
 """The store on disk: contents, caching, sharing; and what a tokenizer must offer."""
 
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from sparring.models import tokens
+from sparring.files import Busy, Lock, write_sealed
+from sparring.models import growing, tokens
 from sparring.models.template import Template, longest_first
 from sparring.models.tokens import TokenStore, tokenize
 from sparring.types import InputError
@@ -93,6 +102,274 @@ def test_an_interrupted_store_is_not_used(tokenizer, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         tokenize(Interrupted(), tokenizer, limit=10, cache=tmp_path, name="texts")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Counted:
+    """Texts that say which of them were asked for, and stop somewhere."""
+
+    def __init__(self, count, stop=None):
+        self.fingerprint, self.stop, self.asked = f"counted {count}", stop, []
+        self._texts = [f"{TEXTS[row % len(TEXTS)]} {row}" for row in range(count)]
+
+    def __len__(self):
+        return len(self._texts)
+
+    def texts(self, rows):
+        if self.stop is not None and rows[-1] >= self.stop:
+            raise KeyboardInterrupt
+        self.asked += rows.tolist()
+        return [self._texts[row] for row in rows]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Chunks of 4 texts, a note after every 8."""
+    monkeypatch.setattr(tokens, "CHUNK", 4)
+    monkeypatch.setattr(tokens, "NOTED", 8)
+    return {"limit": 10, "name": "texts"}
+
+
+def stopped(tokenizer, cache, often, count=30, stop=21):
+    """A cache in which the making of a store was stopped: 16 texts are noted. -> its part folder"""
+    source = Counted(count, stop)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(source, tokenizer, cache=cache, **often)
+    assert source.asked == list(range(20))
+    (part,) = cache.iterdir()
+    assert part.name.endswith(".part")
+    return part
+
+
+@pytest.mark.parametrize("stop", [21, 29])
+def test_a_stopped_store_goes_on_and_has_the_same_bytes(stop, tokenizer, tmp_path, often, caplog):
+    """Stopped while the 21st (29th) text is asked for; 16 (24) are noted and not asked for again."""
+    tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    source = Counted(30, stop)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(source, tokenizer, cache=tmp_path / "cache", **often)
+    noted = {21: 16, 29: 24}[stop]
+    again = Counted(30)
+    with caplog.at_level(logging.INFO):
+        store = tokenize(again, tokenizer, cache=tmp_path / "cache", **often)
+    assert again.asked == list(range(noted, 30))
+    assert f"goes on after {noted} of 30" in caplog.text
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one go")
+    assert len(contents(store.folder)) == 4
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"][:10] for text in again._texts]
+    assert [store[row].tolist() for row in range(30)] == expected
+
+
+def test_it_may_be_stopped_again_and_again(tokenizer, tmp_path, often):
+    tokenize(Counted(60), tokenizer, cache=tmp_path / "one go", **often)
+    asked = 0
+    for stop in range(5, 60, 3):
+        source = Counted(60, stop)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(source, tokenizer, cache=tmp_path / "cache", **often)
+        asked += len(source.asked)
+    last = Counted(60)
+    tokenize(last, tokenizer, cache=tmp_path / "cache", **often)
+    assert last.asked[0] >= 48
+    assert asked + len(last.asked) < 60 + 19 * 8
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one go")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path, size=1):
+    os.truncate(path, path.stat().st_size - size)
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"garbage" * 999)
+
+
+FILES = ["ids.int32", "offsets.npy", "true_lengths.npy"]
+LEFT = {
+    "longer columns": (lambda part: [lengthen(part / f) for f in FILES], 16),
+    "half a note": (lambda part: (part / "done.json.part").write_text('{"of": "'), 16),
+    **{f"shorter {f}": (lambda part, f=f: os.truncate(part / f, 100), 0) for f in FILES},
+    **{f"a bit of {f}": (lambda part, f=f: flip(part / f), 0) for f in FILES},
+    **{f"no {f}": (lambda part, f=f: (part / f).unlink(), 0) for f in FILES},
+    "a cut note": (lambda part: cut(part / "done.json", 9), 0),
+    "a changed note": (lambda part: flip(part / "done.json"), 0),
+    "no note": (lambda part: (part / "done.json").unlink(), 0),
+    "an old manifest": (lambda part: write_sealed(part / "manifest.json", {"files": {}}), 16),
+    "a note of others": (lambda part: write_sealed(part / "done.json", {"of": "x", "facts": {}, "files": {}}), 0),
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_what_a_crash_left_never_gives_another_store(left, tokenizer, tmp_path, often, caplog):
+    tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    part = stopped(tokenizer, tmp_path / "cache", often)
+    spoil, first = LEFT[left]
+    spoil(part)
+    again = Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path / "cache", **often)
+    assert again.asked == list(range(first, 30))
+    assert ("begun again" in caplog.text) == (first == 0 and left != "no note")
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one go")
+
+
+def test_one_that_is_stopped_before_its_first_note_leaves_nothing(tokenizer, tmp_path, often):
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=7), tokenizer, cache=tmp_path, **often)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_other_texts_stay(tokenizer, tmp_path, often):
+    part = stopped(tokenizer, tmp_path, often)
+    before = contents(part)
+    tokenize(Counted(31), tokenizer, cache=tmp_path, **often)
+    assert contents(part) == before
+
+
+def test_a_part_that_another_process_holds_is_left_alone(tokenizer, tmp_path, often):
+    tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    part = stopped(tokenizer, tmp_path / "cache", often)
+    before, final = contents(part), part.name.removeprefix(".").removesuffix(".part")
+    held = Lock(part.parent, final)
+    source = Counted(30)
+    store = tokenize(source, tokenizer, cache=tmp_path / "cache", **often)
+    held.remove()
+    assert source.asked == list(range(30))
+    assert contents(part) == before
+    assert contents(store.folder) == contents(tmp_path / "one go" / final)
+    assert sorted(path.name for path in part.parent.iterdir()) == sorted([part.name, final])
+
+
+def test_two_at_once_both_end_with_the_store(tokenizer, tmp_path, often):
+    """The second begins and ends while the first is in the middle."""
+    tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    second = Counted(30)
+
+    class First(Counted):
+        def texts(self, rows):
+            if rows[0] == 12:
+                tokenize(second, tokenizer, cache=tmp_path / "cache", **often)
+            return super().texts(rows)
+
+    first = First(30)
+    store = tokenize(first, tokenizer, cache=tmp_path / "cache", **often)
+    assert first.asked == second.asked == list(range(30))
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one go")
+    assert store.folder.parent == tmp_path / "cache"
+
+
+def test_one_that_was_finished_while_the_lock_was_waited_for_is_taken(tokenizer, tmp_path, often, monkeypatch):
+    other, source, real = Counted(30), Counted(30), growing.Lock
+
+    def late(*place):
+        monkeypatch.setattr(growing, "Lock", real)
+        tokenize(other, tokenizer, cache=tmp_path, **often)
+        return real(*place)
+
+    monkeypatch.setattr(growing, "Lock", late)
+    store = tokenize(source, tokenizer, cache=tmp_path, **often)
+    assert (len(other.asked), source.asked, len(store)) == (30, [], 30)
+    assert [path.name for path in tmp_path.iterdir()] == [store.folder.name]
+
+
+def test_without_locks_nothing_is_shared(tokenizer, tmp_path, often, monkeypatch):
+    """A process then makes the store in a folder of its own, which goes away when it is stopped."""
+
+    class NoLock:
+        held = False
+
+        def __init__(self, *_):
+            pass
+
+        def remove(self):
+            pass
+
+    part = stopped(tokenizer, tmp_path, often)
+    before = contents(part)
+    monkeypatch.setattr(growing, "Lock", NoLock)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=29), tokenizer, cache=tmp_path, **often)
+    assert list(tmp_path.iterdir()) == [part]
+    source = Counted(30)
+    tokenize(source, tokenizer, cache=tmp_path, **often)
+    assert source.asked == list(range(30))
+    assert contents(part) == before
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from transformers import AutoTokenizer
+from sparring.models import tokens
+tokens.CHUNK, tokens.NOTED = 4, 8
+
+class Slow:
+    fingerprint = "slow"
+    def __len__(self): return 4000
+    def texts(self, rows):
+        time.sleep(0.005)
+        return [f"create bucket {row} " * (1 + row % 5) for row in rows]
+
+tokens.tokenize(Slow(), AutoTokenizer.from_pretrained(sys.argv[1]), limit=10, cache=Path(sys.argv[2]), name="texts")
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on(tiny_bert, tokenizer, tmp_path, often):
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tiny_bert), str(tmp_path / "cache")])
+    try:
+        until, noted = time.monotonic() + 300, 0
+        while noted < 80:
+            assert child.poll() is None
+            assert time.monotonic() < until, "no note appeared"
+            for note in (tmp_path / "cache").glob(".tokens-*.part/done.json"):
+                noted = json.loads(note.read_text())["facts"]["rows"]
+            time.sleep(0.003)
+        child.send_signal(signal.SIGKILL)
+    finally:
+        child.kill()
+        child.wait(60)
+    assert child.returncode == -signal.SIGKILL
+
+    class Quick(Counted):
+        def __init__(self):
+            super().__init__(4000)
+            self.fingerprint = "slow"
+            self._texts = [f"create bucket {row} " * (1 + row % 5) for row in range(4000)]
+
+    again, whole = Quick(), Quick()
+    tokenize(again, tokenizer, cache=tmp_path / "cache", **often)
+    assert again.asked == list(range(again.asked[0], 4000))
+    assert noted <= again.asked[0] < 4000
+    tokenize(whole, tokenizer, cache=tmp_path / "one go", **often)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one go")
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """Its holder removed the file between its opening and its locking here."""
+    import fcntl
+
+    real, first = fcntl.flock, Lock(tmp_path, "x")
+
+    def late(*given):
+        monkeypatch.setattr(fcntl, "flock", real)
+        first.remove()
+        real(*given)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = Lock(tmp_path, "x")
+    assert second.held
+    with pytest.raises(Busy):
+        Lock(tmp_path, "x")
+    second.remove()
     assert list(tmp_path.iterdir()) == []
 
 

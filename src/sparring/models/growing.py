@@ -1,0 +1,207 @@
+"""A folder of files that is written from its start to its end, over several processes' lives.
+
+It grows in a part folder beside the final one, with a sealed note of how far every file is whole; the next process
+checks that against the files and goes on there. One process at a time does; another that wants the same folder at the
+same moment makes it in a temporary one. Whichever is finished first is renamed into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparring.files import Busy, Lock, read_sealed, write_sealed
+from sparring.types import InputError
+
+logger = logging.getLogger("sparring")
+
+MANIFEST, NOTE = "manifest.json", "done.json"
+"""What a finished folder, and one that is being made, has beside its files."""
+_READ = 1 << 20  # bytes at a time
+
+
+class Growing:
+    """Files that are being written.
+
+    Attributes:
+        folder: where they are.
+        facts: what the note said that they hold; empty where they are new.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, _File], facts: Mapping[str, Any], *, of: str = "") -> None:
+        self.folder, self.facts, self._files, self._of = folder, facts, files, of
+
+    def write(self, name: str, data: bytes) -> None:
+        """Behind what the file has."""
+        self._files[name].write(data)
+
+    def note(self, **facts: Any) -> None:
+        """Put all files onto the disk, then say that they are whole so far. Not in a temporary folder."""
+        if not self._of:
+            return
+        for file in self._files.values():
+            file.keep()
+        whole = {name: [file.size, file.sha256] for name, file in self._files.items()}
+        write_sealed(self.folder / NOTE, {"of": self._of, "facts": facts, "files": whole})
+
+    def finish(self, final: Path, manifest: Mapping[str, Any]) -> None:
+        """Seal the manifest, with the files' SHA-256, and rename the folder to ``final``; where another process has
+        finished the same by now, that one is kept."""
+        for file in self._files.values():
+            file.close()
+        digests = {name: file.sha256 for name, file in self._files.items()}
+        write_sealed(self.folder / MANIFEST, {**manifest, "files": digests})
+        for path in self.folder.iterdir():
+            if path.name != MANIFEST and path.name not in self._files:
+                path.unlink()  # the note, or half of one
+        try:
+            os.replace(self.folder, final)
+        except OSError:
+            if not (final / MANIFEST).exists():
+                raise
+
+
+@contextlib.contextmanager
+def growing(final: Path, fingerprint: str, heads: Mapping[str, bytes]) -> Iterator[Growing | None]:
+    """Where to write these files, and how far they are whole; None where the folder was finished by now.
+
+    A part folder of which nothing is noted goes away with an error; one that is whole up to a note stays. In a
+    temporary folder is who finds the part folder held by another process, or cannot hold it, for there are no locks.
+
+    Args:
+        final: the folder that is made; its parent exists.
+        fingerprint: of everything that the contents depend on.
+        heads: name of each file, and what it begins with.
+    """
+    try:
+        lock = Lock(final.parent, final.name)
+    except Busy:
+        logger.info("%s: another process makes it, too; this one works beside it", final)
+        with _alone(final, heads) as made:
+            yield made
+        return
+    try:
+        if not lock.held:
+            with _alone(final, heads) as made:
+                yield made
+        elif (final / MANIFEST).exists():
+            yield None
+        else:
+            with _part(final.with_name(f".{final.name}.part"), fingerprint, heads) as made:
+                yield made
+    finally:
+        lock.remove()
+
+
+@contextlib.contextmanager
+def _alone(final: Path, heads: Mapping[str, bytes]) -> Iterator[Growing]:
+    """A temporary folder."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        with contextlib.ExitStack() as stack:
+            yield Growing(aside, _new(aside, heads, stack), {})
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _part(part: Path, fingerprint: str, heads: Mapping[str, bytes]) -> Iterator[Growing]:
+    """The part folder, as its note says, or new."""
+    with contextlib.ExitStack() as stack:
+        made = _gone_on(part, fingerprint, heads, stack)
+        if made is None:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            made = Growing(part, _new(part, heads, stack), {}, of=fingerprint)
+        try:
+            yield made
+        finally:
+            if not (part / NOTE).exists():
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def _gone_on(part: Path, fingerprint: str, heads: Mapping[str, bytes], stack: contextlib.ExitStack) -> Growing | None:
+    """The files as the note knows them, what is behind cut off; None where they cannot be used."""
+    if not (part / NOTE).exists():
+        return None
+    try:
+        note = read_sealed(part / NOTE, "the note of a folder that is being made", fix="")
+        if note["of"] != fingerprint or set(note["files"]) != set(heads):
+            raise ValueError("it is of other contents")
+        with contextlib.ExitStack() as opened:
+            files = {name: opened.enter_context(_File(part / name, known=note["files"][name])) for name in heads}
+            stack.enter_context(opened.pop_all())
+    except InputError as error:
+        reason = error.got
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    else:
+        return Growing(part, files, note["facts"], of=fingerprint)
+    logger.warning("%s cannot be used (%s): it is begun again", part, reason)
+    return None
+
+
+def _new(folder: Path, heads: Mapping[str, bytes], stack: contextlib.ExitStack) -> dict[str, _File]:
+    files = {name: stack.enter_context(_File(folder / name)) for name in heads}
+    for name, head in heads.items():
+        files[name].write(head)
+    return files
+
+
+class _File:
+    """A file that is written from its start, or from where it is known to be whole; hashed on the way.
+
+    Raises: ValueError when it is shorter than, or not as, ``known`` says (bytes, SHA-256).
+    """
+
+    def __init__(self, path: Path, known: tuple[int, str] | None = None) -> None:
+        self._digest, self._file, self.size = hashlib.sha256(), path.open("r+b" if known else "wb"), 0
+        if known is not None:
+            try:
+                self._take(*known)
+            except BaseException:
+                self.close()
+                raise
+
+    def _take(self, size: int, digest: str) -> None:
+        """Read what is known to be whole, cut off the rest."""
+        while self.size < size and (data := self._file.read(min(_READ, size - self.size))):
+            self._digest.update(data)
+            self.size += len(data)
+        if (self.size, self.sha256) != (size, digest):
+            raise ValueError(f"{Path(self._file.name).name} is not as the note says")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written."""
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Behind what is there."""
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def keep(self) -> None:
+        """Onto the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """No more is written."""
+        self._file.close()
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

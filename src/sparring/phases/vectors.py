@@ -1,0 +1,61 @@
+"""Embeddings that are read block by block, so that they may lie in a file: a million queries are gigabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from sparring.machine import give_back
+
+BLOCK = 16384
+"""Rows in memory at a time: 50 MB of 768 dimensions."""
+
+
+class Embeddings(Protocol):
+    """An array or a memory map [N, d], or rows of one: what takes a slice or row numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+class Chosen:
+    """Rows of embeddings, copied only as they are asked for; pages of a file are given back at once.
+
+    Args:
+        vectors: [N, d].
+        rows: int64 [Q].
+    """
+
+    def __init__(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        self.vectors, self.rows = vectors, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Q, d)."""
+        return (len(self.rows), *self.vectors.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        taken = np.array(self.vectors[self.rows[rows]])
+        give_back(self.vectors)
+        return taken
+
+
+def blocks(vectors: Embeddings, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """All rows in order, float32 and contiguous; pages of a file are given back after each block."""
+    for start in range(0, len(vectors), size):
+        yield np.ascontiguousarray(vectors[start : start + size], dtype=np.float32)
+        give_back(vectors)
+
+
+def finite(vectors: Embeddings) -> bool:
+    """Whether all numbers are."""
+    return all(bool(np.isfinite(block).all()) for block in blocks(vectors))
