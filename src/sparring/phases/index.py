@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -52,19 +52,51 @@ print(json.dumps([i.get("architecture", "") for i in threadpoolctl.threadpool_in
 """
 
 
+class _Handle(Protocol):
+    """What searches: an array, an index of faiss, a collection of Milvus.
+
+    Attributes:
+        ntotal, d: passages and dimension.
+        most: results that can be had for one query.
+        at_once: queries of one call; the progress bar moves with it.
+    """
+
+    ntotal: int
+    d: int
+    most: int
+    at_once: int
+
+    def search(self, queries: np.ndarray, k: int) -> Lists:
+        """Scores and rows [Q, k], best first; which of the rows with the last score are there is open."""
+        ...
+
+    def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they were given, float32."""
+        ...
+
+    def write(self, path: Path) -> None:
+        """To one file, which `Index.load` reads."""
+        ...
+
+    def close(self) -> None:
+        """End the connection, where there is one."""
+        ...
+
+
 class _Flat:
     """Brute force over an array that is not copied: one block of passages after another, a running top k.
 
-    What an index of faiss offers, as far as :class:`Index` uses it. Of a file that is memory-mapped for reading, the
+    Of a file that is memory-mapped for reading, the
     pages of a block are given back after use, so that a corpus may be larger than memory.
     """
 
     def __init__(self, vectors: np.ndarray, owner: Any = None) -> None:
         self.vectors, self.owner = vectors, owner  # owner: keeps the memory alive where the array does not
         self.ntotal, self.d = vectors.shape
+        self.most, self.at_once = self.ntotal, BLOCK
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows [Q, k], best first; which of the rows with the last score are there is open."""
+    def search(self, queries: np.ndarray, k: int) -> Lists:
+        """As `_Handle.search`."""
         faiss, scores, rows = _faiss(), None, None
         for start in range(0, self.ntotal, _SCAN_BLOCK):
             block = self.block(start, _SCAN_BLOCK)
@@ -90,12 +122,41 @@ class _Flat:
         """Rows as they were given, float32."""
         return np.array(self.vectors[rows], dtype=np.float32)
 
-    def in_memory(self) -> Any:
-        """The same passages as an index of faiss, which can be written to a file."""
+    def write(self, path: Path) -> None:
+        """The same passages as an index of faiss."""
         handle = _faiss().IndexFlatIP(self.d)
         for start in range(0, self.ntotal, _ADD_BLOCK):
             handle.add(self.block(start, _ADD_BLOCK))
-        return handle
+        _faiss().write_index(handle, str(path))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class _Approximate:
+    """A graph or clusters of faiss."""
+
+    def __init__(self, handle: Any, kind: Kind) -> None:
+        self.handle, self.kind = handle, kind
+        self.ntotal, self.d = int(handle.ntotal), int(handle.d)
+        self.most, self.at_once = self.ntotal, BLOCK
+
+    def search(self, queries: np.ndarray, k: int) -> Lists:
+        """As `_Handle.search`; ends with row -1 where fewer are found."""
+        if self.kind == "hnsw":
+            self.handle.hnsw.efSearch = max(128, 2 * k)
+        return cast(Lists, self.handle.search(queries, k))
+
+    def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they were given, float32."""
+        return cast(np.ndarray, self.handle.reconstruct_batch(rows))
+
+    def write(self, path: Path) -> None:
+        """Faiss's own file."""
+        _faiss().write_index(self.handle, str(path))
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 class _Remote:
@@ -103,15 +164,24 @@ class _Remote:
 
     def __init__(self, collection: Collection, vectors: np.ndarray) -> None:
         self.collection, self.vectors = collection, vectors
-        self.ntotal, self.d, self.limit = collection.ntotal, collection.d, collection.limit
+        self.ntotal, self.d = collection.ntotal, collection.d
+        self.most, self.at_once = min(collection.ntotal, collection.limit), 1024
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows [Q, k], best first."""
+    def search(self, queries: np.ndarray, k: int) -> Lists:
+        """As `_Handle.search`."""
         return self.collection.search(queries, k)
 
     def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
         """Rows as they were given, float32."""
         return np.array(self.vectors[rows], dtype=np.float32)
+
+    def write(self, path: Path) -> None:
+        """Refused."""
+        raise InputError("these passages lie on a server: there is no file to write", where=str(path))
+
+    def close(self) -> None:
+        """The connection ends."""
+        self.collection.server.close()
 
 
 def require_queries(queries: Embeddings, k: int, dim: int) -> None:
@@ -133,16 +203,16 @@ def require_queries(queries: Embeddings, k: int, dim: int) -> None:
 class Index:
     """Passages searchable by inner product; made by :func:`build_index` or :meth:`load`."""
 
-    def __init__(self, handle: Any, kind: Kind) -> None:
+    def __init__(self, handle: _Handle, kind: Kind) -> None:
         self._handle, self.kind = handle, kind
 
     def __len__(self) -> int:
-        return int(self._handle.ntotal)
+        return self._handle.ntotal
 
     @property
     def dim(self) -> int:
         """Embedding dimension d."""
-        return int(self._handle.d)
+        return self._handle.d
 
     def search(self, queries: Embeddings, k: int, *, progress: str = "search") -> tuple[np.ndarray, np.ndarray]:
         """The k passages of highest inner product for every query, best first.
@@ -161,12 +231,12 @@ class Index:
         """
         require_queries(queries, k, self.dim)
         k = min(k, len(self))
-        if k > self._most:
-            limit = f"up to {self._most}"
+        if k > self._handle.most:
+            limit = f"up to {self._handle.most}"
             raise InputError("more results than a call can ask for", where="k", expected=limit, got=str(k))
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
-        size = 1024 if isinstance(self._handle, _Remote) else BLOCK  # the bar moves with it
+        size = self._handle.at_once
         with progress_bar(progress, total=len(queries), unit="queries") as bar:
             for number, block in enumerate(blocks(queries, size)):
                 part = slice(number * size, number * size + len(block))
@@ -174,26 +244,20 @@ class Index:
                 bar.update(len(block))
         return scores, rows
 
-    @property
-    def _most(self) -> int:
-        """Results that can be had for one query."""
-        return min(len(self), self._handle.limit) if isinstance(self._handle, _Remote) else len(self)
-
     def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        fetch = min(self._most, k + _TIE_SLACK)
+        fetch = min(self._handle.most, k + _TIE_SLACK)
         scores, rows = self._fetch(queries, fetch)
         result = scores[:, :k].copy(), rows[:, :k].copy()
         open_ = np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0))
-        while len(open_) and fetch < min(self._most, k + _TIE_LIMIT):  # more equal scores at rank k than were fetched
-            fetch = min(self._most, k + _TIE_LIMIT, 4 * fetch)
+        most = min(self._handle.most, k + _TIE_LIMIT)
+        while len(open_) and fetch < most:  # more equal scores at rank k than were fetched
+            fetch = min(most, 4 * fetch)
             scores, rows = self._fetch(queries[open_], fetch)
             result[0][open_], result[1][open_] = scores[:, :k], rows[:, :k]
             open_ = open_[(scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0)]
         return result
 
     def _fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.kind == "hnsw" and not isinstance(self._handle, _Remote):
-            self._handle.hnsw.efSearch = max(128, 2 * k)
         scores, rows = self._handle.search(queries, k)
         scores[rows < 0] = -np.inf
         open_ = np.flatnonzero((scores[:, :-1] <= scores[:, 1:]).any(axis=1))  # lists with equal scores, or unordered
@@ -209,23 +273,19 @@ class Index:
             raise InputError("a passage row is not in the index", expected=f"0 to {len(self) - 1}", got=str(rows.max()))
         if not len(rows):
             return np.empty((0, self.dim), dtype=np.float32)
-        return cast(np.ndarray, self._handle.reconstruct_batch(rows))
+        return self._handle.reconstruct_batch(rows)
 
     def close(self) -> None:
         """End the connection to a server; nothing to do for passages in memory."""
-        if isinstance(self._handle, _Remote):
-            self._handle.collection.server.close()
+        self._handle.close()
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file, renamed into place when complete."""
-        if isinstance(self._handle, _Remote):
-            raise InputError("these passages lie on a server: there is no file to write", where=str(path))
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            handle = self._handle.in_memory() if isinstance(self._handle, _Flat) else self._handle
-            _faiss().write_index(handle, str(partial))
+            self._handle.write(partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -243,9 +303,9 @@ class Index:
             got = str(error).splitlines()[0]
             raise InputError("not a readable index", where=str(path), got=got, fix=fix) from None
         if isinstance(handle, faiss.IndexHNSW):
-            return cls(handle, "hnsw")
+            return cls(_Approximate(handle, "hnsw"), "hnsw")
         if isinstance(handle, faiss.IndexIVF):
-            return cls(handle, "ivf")
+            return cls(_Approximate(handle, "ivf"), "ivf")
         vectors = faiss.rev_swig_ptr(handle.get_xb(), handle.ntotal * handle.d).reshape(handle.ntotal, handle.d)
         return cls(_Flat(vectors, handle), "exact")
 
@@ -286,13 +346,16 @@ def build_index(
     if kind not in ("exact", "hnsw", "ivf"):
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
     flat = _Flat(embeddings)
-    handle: Any = flat if kind == "exact" else _empty(embeddings, kind, nprobe, seed)
+    if kind == "exact":
+        for _ in _finite(flat, first):
+            pass
+        return Index(flat, kind)
+    handle = _empty(embeddings, kind, nprobe, seed)
     for block in _finite(flat, first):
-        if kind != "exact":
-            handle.add(block)
+        handle.add(block)
     if kind == "ivf":
         handle.make_direct_map()
-    return Index(handle, kind)
+    return Index(_Approximate(handle, kind), kind)
 
 
 def choose_kind(passages: int, dim: int, queries: int = 0, *, memory: int | None = None) -> Kind:
