@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 # `make demo RECIPE=rocketqav2 OUT=runs/mine`. A run never writes over an earlier one: without OUT it is the first
 # runs/demo-N that is free.
-RECIPE ?= ar2
+RECIPE ?= duet
 OUT ?=
 # `make test ARGS="tests/unit/losses -k ar2"`
 ARGS ?=
@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## list these targets
 	@awk -F':.*##  *' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.run  ## train a real pair on real data: RECIPE=ar2 | rocketqav2 | duet | separate | frozen-teacher, OUT=FOLDER
+demo: $(VENV)/.run  ## train a real pair on real data: RECIPE=duet | ar2 | rocketqav2 | separate | frozen-teacher, OUT=FOLDER
 	$(BIN)/sparring demo --recipe $(RECIPE) $(if $(OUT),--out $(OUT))
 
 test: $(VENV)/.test  ## all tests but the long ones

@@ -22,8 +22,6 @@ from subset import subset
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sparring.recipes.settings import DEFAULT_ARMS
-
 ROWS = ("retriever", "cascade")
 HERE = Path(__file__).parent
 PASSAGES, QUERIES = 4000, {"train": 1600, "dev": 200, "test": 400}
@@ -43,13 +41,15 @@ class Ablation:
 KL = "rocketqav2:variant=custom,kl_reduction=query_mean"
 ABLATIONS = {
     "recipes": Ablation(
-        "Does joint training help at all?", f"{DEFAULT_ARMS},separate:fusion=1,duet",
+        "Does joint training help at all?",
+        "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0,separate:fusion=1,duet",
         ("not reported", "+ (against static distillation)", "+ (against ANCE)", "not reported", "ours", "ours"),
     ),
     "rate": Ablation(
         "A larger learning rate of the retriever?",
-        "separate,separate:retriever_lr=2e-4,duet,duet:retriever_lr=2e-4,duet:retriever_lr=4e-4",
-        ("not reported", "ours", "ours", "ours"),
+        "separate,separate:retriever_lr=2e-4,separate:fusion=1,retriever_lr=4e-4,duet,duet:retriever_lr=2e-4,"
+        "duet:retriever_lr=4e-4",
+        ("not reported", "ours", "ours", "ours", "ours"),
     ),
     "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
     "pointwise": Ablation("A listwise or pointwise ranker?", "rocketqav2,rocketqav2:supervised=pointwise", ("-",)),

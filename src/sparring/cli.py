@@ -21,7 +21,7 @@ import click
 
 from sparring.files import explained, glob_escape
 from sparring.phases.denoise import DEFAULTS
-from sparring.recipes.settings import DEFAULT_ARMS
+from sparring.recipes.settings import DEFAULT_ARMS, DEFAULT_RECIPE
 from sparring.types import InputError
 
 if TYPE_CHECKING:
@@ -110,6 +110,11 @@ def data_options(name: str = "data") -> Callable[[Callable[..., Any]], Callable[
 def _trust(function: Callable[..., Any]) -> Callable[..., Any]:
     option = click.option("--trust-remote-code", is_flag=True, help="Run code that a model brings along.")
     return option(function)
+
+
+def _recipe(names: tuple[str, ...], text: str) -> Callable[..., Any]:
+    """The option that chooses a recipe."""
+    return click.option("--recipe", type=click.Choice(names), default=DEFAULT_RECIPE, show_default=True, help=text)
 
 
 def _index(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +234,7 @@ def _as_lines(value: Any, label: str) -> list[str]:
 
 @main.command()
 @data_options()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="How to train.")
+@_recipe(RECIPE_NAMES, "How to train.")
 @click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
 @click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
 @click.option("--out", required=True, type=PATH, help="New or empty folder, or a stopped run's that is to go on.")
@@ -267,7 +272,7 @@ def train(
 
 @main.command()
 @data_options()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="How to train.")
+@_recipe(RECIPE_NAMES, "How to train.")
 @click.option("--retriever", required=True, metavar="PATH_OR_HUB_NAME", help="SentenceTransformer or plain encoder.")
 @click.option("--ranker", required=True, metavar="PATH_OR_HUB_NAME", help="One-logit CrossEncoder, or an encoder.")
 @click.option("--out", type=PATH, help="Where the run folder would be: does it fit there? Nothing is written.")
@@ -768,7 +773,7 @@ def _retriever_of(pair: Path) -> Path:
 
 
 @main.command()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES[1:]), default="ar2", show_default=True, help="How to train.")
+@_recipe(RECIPE_NAMES[1:], "How to train.")
 @click.option("--out", type=PATH, help="Run folder; default: runs/demo-N, the first N that is free.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option(
@@ -801,7 +806,7 @@ def report(folder: Path, out: Path | None) -> None:
 
 
 @main.command()
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default="ar2", show_default=True, help="Whose settings.")
+@_recipe(RECIPE_NAMES, "Whose settings.")
 def config(recipe: str) -> None:
     """Print a recipe's settings with their defaults, as a TOML file to start from."""
     from sparring.config import to_toml

@@ -64,7 +64,7 @@ def test_labels_to_unknown_ids(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_pa
 
 
 def test_list_longer_than_pool(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "ar2.negatives=40")
+    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "duet.negatives=40")
     assert "40" in message
 
 
@@ -105,14 +105,14 @@ def test_output_that_cannot_be_written(toy: Path, tiny_st: Path, tiny_bert: Path
 
 
 def test_wrong_key_gets_a_suggestion(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "ar2.adv_lamda=0.1", "--set", "ar2.round=2")
-    assert "adv_lambda" in message
+    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "duet.techer=0.1", "--set", "duet.round=2")
+    assert "'teacher'" in message
     assert "'rounds'" in message, "both problems at once"
 
 
 def test_wrong_value_and_broken_file(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    assert "expected int" in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "ar2.rounds=many")
-    (tmp_path / "c.toml").write_text("[ar2\nrounds = 1\n")
+    assert "expected int" in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "duet.rounds=many")
+    (tmp_path / "c.toml").write_text("[duet\nrounds = 1\n")
     assert "line 1" in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path / "c.toml")
     assert "nothing.toml" in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path / "nothing.toml")
 
@@ -183,9 +183,9 @@ def test_evaluate_checks_what_is_cheap_before_the_models(toy: Path, tmp_path: Pa
 
 def test_configuration_of_another_shape(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
     assert str(tmp_path) in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path)
-    (tmp_path / "c.toml").write_text("ar2 = 3\n")
+    (tmp_path / "c.toml").write_text("duet = 3\n")
     message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--config", tmp_path / "c.toml")
-    assert "[ar2] must be a table" in message
+    assert "[duet] must be a table" in message
 
 
 def test_data_options_that_say_nothing(toy: Path) -> None:

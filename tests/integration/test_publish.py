@@ -210,7 +210,7 @@ def test_training_that_searches_in_milvus_equals_training_in_memory(
     """Every ranked list of every refresh; one collection is left, the last refresh's, behind the run's alias."""
     data = write_toy(tmp_path / "toy")
     models = ("--retriever", tiny_st, "--ranker", tiny_ce)
-    short = ("ar2.rounds=2", "ar2.retriever_steps=2", "ar2.ranker_steps=2")
+    short = ("duet.rounds=2", "duet.retriever_steps=2", "duet.ranker_steps=2")
     with Milvus(milvus_uri) as server:
         before = set(server.client.list_collections())  # what other tests have published there
     for name, index in (("memory", "faiss"), ("milvus", f"milvus:{milvus_uri}")):

@@ -34,6 +34,8 @@ class DuetConfig(TurnsConfig):
     for that sum; 0 trains the ranker alone."""
     teacher: float = 0.5
     """Weight of both models' common distribution in the retriever's loss; the label has the rest."""
+    retriever_lr: float = 4e-5
+    """Peak learning rate of the retriever: four times the ranker's, which dev preferred (docs/results.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ from sparring.recipes.experiment import QUERIES_IN_MEMORY, query_bytes
 from sparring.recipes.forecast import Forecast, forecast
 from sparring.recipes.rehearsal import Rehearsal, Sizes, UpdateKind, Work, rehearse
 from sparring.recipes.scaling import Rates, Scale
-from sparring.recipes.settings import RunConfig
+from sparring.recipes.settings import DEFAULT_RECIPE, RunConfig
 from sparring.recipes.train import choose_hardware, choose_splits, load_pair, require_pools, resolve_config
 from sparring.types import InputError
 
@@ -162,7 +162,7 @@ def plan(
     retriever: SentenceTransformer | str | Path,
     ranker: CrossEncoder | str | Path,
     *,
-    recipe: str = "ar2",
+    recipe: str = DEFAULT_RECIPE,
     config: str | Path | Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     corrections: Sequence[str | Path] = (),

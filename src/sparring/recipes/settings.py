@@ -10,7 +10,9 @@ from sparring.config import at_least, one_of, within
 from sparring.stores.address import check_index
 from sparring.types import InputError
 
-DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0"
+DEFAULT_RECIPE = "duet"
+"""Why this one: docs/results.md."""
+DEFAULT_ARMS = "separate,frozen-teacher,rocketqav2,ar2,ar2:adv_lambda=0,separate:fusion=1,retriever_lr=4e-5,duet"
 """What `sparring compare` compares unless told otherwise (`sparring.recipes.arms.parse_arms`)."""
 
 

@@ -44,7 +44,7 @@ from sparring.recipes.evidence import write_evidence
 from sparring.recipes.experiment import Experiment, Split, choose_split
 from sparring.recipes.forecast import forecast, tell
 from sparring.recipes.journal import Journal, clear, differences
-from sparring.recipes.settings import RunConfig
+from sparring.recipes.settings import DEFAULT_RECIPE, RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
@@ -115,7 +115,7 @@ def train(
     ranker: CrossEncoder | str | Path,
     *,
     out: str | Path,
-    recipe: str = "ar2",
+    recipe: str = DEFAULT_RECIPE,
     config: str | Path | Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     corrections: Sequence[str | Path] = (),
