@@ -39,6 +39,7 @@ class Ablation:
 
 
 KL = "rocketqav2:variant=custom,kl_reduction=query_mean"
+LONG = "rounds=4,retriever_steps=64,ranker_steps=64"
 ABLATIONS = {
     "recipes": Ablation(
         "Does joint training help at all?",
@@ -50,6 +51,11 @@ ABLATIONS = {
         "separate,separate:retriever_lr=2e-4,separate:fusion=1,retriever_lr=4e-4,duet,duet:retriever_lr=2e-4,"
         "duet:retriever_lr=4e-4",
         ("not reported", "ours", "ours", "ours", "ours"),
+    ),
+    "budget": Ablation(
+        "Four times the budget?",
+        f"separate:{LONG},separate:fusion=1,retriever_lr=4e-4,{LONG},duet:retriever_lr=4e-4,{LONG}", ("ours", "ours"),
+        budget=16384,
     ),
     "static": Ablation("Dynamic or static distillation?", "rocketqav2,rocketqav2:static=true", ("-",)),
     "pointwise": Ablation("A listwise or pointwise ranker?", "rocketqav2,rocketqav2:supervised=pointwise", ("-",)),
