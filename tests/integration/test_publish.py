@@ -170,10 +170,14 @@ def test_a_damaged_folder_is_replaced_where_that_is_asked_for(pair: Path, tmp_pa
     with pytest.raises(InputError, match="damaged") as error:
         publish(*place)
     assert "--replace" in error.value.fix
-    (folder / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="damaged"):
-        publish(*place, replace=True)
-    (folder / "mine.txt").unlink()
+    for mine in ("mine.txt", "passages-of-mine.txt"):
+        (folder / mine).write_text("mine")
+        with pytest.raises(InputError, match="damaged"):
+            publish(*place, replace=True)
+        (folder / mine).unlink()
+    if what != "published.json":
+        with pytest.raises(InputError, match="another kind of publication"):
+            publish(*place[:2], f"faiss:{folder}", replace=True)
     assert publish(*place, replace=True).new
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
     assert not publish(*place).new

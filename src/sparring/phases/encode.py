@@ -99,8 +99,10 @@ def encode(
     budget = Budget(token_budget, f"encoding {kind}s")
     with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
         if out is None:
-            shards = [embed_shard(retriever, store, kind, start, shard, budget, bar) for start in starts]
-            return np.concatenate([np.empty((0, retriever.dim), np.float32), *shards])
+            vectors = np.empty((len(store), retriever.dim), np.float32)
+            for start in starts:
+                vectors[start : start + shard] = embed_shard(retriever, store, kind, start, shard, budget, bar)
+            return vectors
         manifest = _manifest(retriever, store, kind, dtype, shard)
         _read_note(_note(out))  # another program's file of this name is not overwritten
         if _is_complete(out, manifest):

@@ -7,6 +7,7 @@ until it is removed. Parquet has the columns ``id`` and ``vector`` (float32 list
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sparring.types import InputError
 logger = logging.getLogger("sparring")
 
 NOTE = "published.json"
+_DATA = re.compile(r"passages-[0-9a-f]{8}-[0-9a-f]{8}\.")
 GROUP = 65536
 """Passages of a row group."""
 
@@ -55,26 +57,30 @@ def read(folder: Path, store: str, *, replace: bool = False) -> Publication | No
             "the place is used already", where=where, expected="a new or empty folder, or a publication",
             got="a file" if folder.is_file() else "a folder with other files", fix="choose another folder",
         )  # fmt: skip
+    replaceable = replace and _ours_alone(folder)
     try:
         note = read_sealed(folder / NOTE, "a publication's note", fix=_FIX)
-        if wrong := damaged(folder, {entry["name"]: entry["sha256"] for entry in note["files"].values()}):
+    except InputError:
+        if not replaceable:
+            raise
+        logger.warning("%s: its note is damaged; the publication is going to be replaced", where)
+        return None
+    if note.get("store") != store:
+        raise InputError("the folder holds another kind of publication", where=where, got=str(note.get("store")))
+    if wrong := damaged(folder, {entry["name"]: entry["sha256"] for entry in note["files"].values()}):
+        if not replaceable:
             raise InputError(
                 "a file of the publication is damaged", where=f"{where}, {wrong[0]}",
                 expected="the file as it was written", fix=_FIX,
             )  # fmt: skip
-    except InputError as error:
-        if not replace or not _ours_alone(folder):
-            raise
-        logger.warning("replaced: %s", error)
+        logger.warning("%s: %s is damaged; the publication is going to be replaced", where, wrong[0])
         return None
-    if note.get("store") != store:
-        raise InputError("the folder holds another kind of publication", where=where, got=str(note.get("store")))
     return Publication(read_card(note["card"], where), {key: folder / e["name"] for key, e in note["files"].items()})
 
 
 def _ours_alone(folder: Path) -> bool:
-    """Whether a folder holds nothing but a publication's files."""
-    return folder.is_dir() and all(path.name.startswith(("passages-", NOTE)) for path in folder.iterdir())
+    """Whether a folder holds nothing but a publication's files, or half of them."""
+    return folder.is_dir() and all(path.name.startswith(NOTE) or _DATA.match(path.name) for path in folder.iterdir())
 
 
 def open_folder(folder: Path, store: str) -> Publication:
@@ -89,8 +95,8 @@ def commit(folder: Path, store: str, card: Card, files: dict[str, Path]) -> None
     """Let the note name these files, which lie in the folder; others of earlier publications are removed."""
     entries = {key: {"name": path.name, "sha256": sha256(path)} for key, path in files.items()}
     write_sealed(folder / NOTE, {"store": store, "card": card.text(), "files": entries})
-    for path in folder.glob("passages-*"):
-        if path not in files.values():
+    for path in folder.iterdir():
+        if _DATA.match(path.name) and path not in files.values():
             with suppress(OSError):
                 path.unlink()
 
