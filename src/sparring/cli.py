@@ -305,6 +305,8 @@ def plan(
 
     It uses the very models and data, under the load that the machine has now. No run folder is written.
     """
+    if workers != 1 and not passages:
+        raise click.UsageError("--workers says what the corpus work of --passages N takes: give that, too")
     from sparring.recipes.calibration import this_process
     from sparring.recipes.plan import plan as predict
     from sparring.recipes.train import resolve_config

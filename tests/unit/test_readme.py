@@ -101,12 +101,12 @@ def test_readme_example_runs(
     small = {
         "run": {"mine_depth": 20, "rerank_depth": 10},
         "warmup": {"retriever_steps": 2, "retriever_batch": 4, "ranker_steps": 2, "ranker_batch": 4},
-        "ar2": {"rounds": 1, "batch": 4, "negatives": 3, "retriever_steps": 2, "ranker_steps": 2},
+        "duet": {"rounds": 1, "batch": 4, "negatives": 3, "retriever_steps": 2, "ranker_steps": 2},
     }
     for written, here in (
         ("sentence-transformers/all-MiniLM-L6-v2", str(tiny_st)),
         ("cross-encoder/ms-marco-MiniLM-L6-v2", str(tiny_ce)),
-        ('{"ar2": {"rounds": 3}}', repr(small)),
+        ('{"duet": {"rounds": 3}}', repr(small)),
     ):
         assert written in body
         body = body.replace(written, here)
