@@ -1,9 +1,12 @@
 """The store on disk: contents, caching, sharing; and what a tokenizer must offer."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -193,6 +196,13 @@ def lengthen(path):
     path.write_bytes(path.read_bytes() + b"garbage" * 999)
 
 
+def drop(note, key):
+    """The note without a key, sealed again."""
+    write_sealed(
+        note, {name: value for name, value in json.loads(note.read_text()).items() if name not in (key, "seal")}
+    )
+
+
 FILES = ["ids.int32", "offsets.npy", "true_lengths.npy"]
 LEFT = {
     "longer columns": (lambda part: [lengthen(part / f) for f in FILES], 16),
@@ -204,6 +214,10 @@ LEFT = {
     "a changed note": (lambda part: flip(part / "done.json"), 0),
     "no note": (lambda part: (part / "done.json").unlink(), 0),
     "an old manifest": (lambda part: write_sealed(part / "manifest.json", {"files": {}}), 16),
+    **{
+        f"a note without {key}": (lambda part, key=key: drop(part / "done.json", key), 0)
+        for key in ("of", "facts", "files")
+    },
     "a note of others": (lambda part: write_sealed(part / "done.json", {"of": "x", "facts": {}, "files": {}}), 0),
 }
 
@@ -302,6 +316,76 @@ def test_without_locks_nothing_is_shared(tokenizer, tmp_path, often, monkeypatch
     tokenize(source, tokenizer, cache=tmp_path, **often)
     assert source.asked == list(range(30))
     assert contents(part) == before
+
+
+def refused_lock(monkeypatch, place):
+    """The lock file is another user's; also for root, who may open any."""
+    real = os.open
+
+    def closed(path, *rest, **named):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", closed)
+
+
+def no_locks(monkeypatch, place):
+    """The file system has none, as some NFS mounts."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def stuck_part(monkeypatch, place):
+    """The part folder is another user's, its files cannot be opened to write; also for root."""
+    os.truncate(place / "ids.int32", 100)
+    real = shutil.rmtree
+
+    def refused(path, ignore_errors=False, **named):
+        if path != place:
+            real(path, ignore_errors=ignore_errors, **named)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+
+
+@pytest.mark.parametrize("hinder", [refused_lock, no_locks, stuck_part])
+def test_what_another_user_left_does_not_hinder(hinder, tokenizer, tmp_path, often, monkeypatch):
+    """The store is made beside it, and may be read by as many as one that was made without hindrance."""
+    plain = tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    part = stopped(tokenizer, tmp_path / "cache", often)
+    hinder(monkeypatch, part)
+    before, source = contents(part), Counted(30)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=29), tokenizer, cache=tmp_path / "cache", **often)
+    assert list(part.parent.iterdir()) == [part]
+    store = tokenize(source, tokenizer, cache=tmp_path / "cache", **often)
+    assert source.asked == list(range(30))
+    assert contents(part) == before
+    assert contents(store.folder) == contents(plain.folder)
+    assert stat.S_IMODE(store.folder.stat().st_mode) == stat.S_IMODE(plain.folder.stat().st_mode)
+    assert sorted(part.parent.iterdir()) == sorted([part, store.folder])
+
+
+@pytest.mark.parametrize("why", [no_locks, "ever another file"])
+def test_a_lock_that_cannot_be_held_leaves_no_file(why, tmp_path, monkeypatch):
+    """But a file that was there stays: another process may hold it."""
+    if why == "ever another file":
+        pytest.importorskip("fcntl")
+        monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    else:
+        why(monkeypatch, tmp_path)
+    lock = Lock(tmp_path, "x")
+    assert not lock.held
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".x.lock").touch()
+    assert not Lock(tmp_path, "x").held
+    assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
 
 
 KILLED = """
