@@ -176,13 +176,29 @@ def scratch(path: Path, target: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write so that ``path`` appears complete or stays as it was; its folders are made."""
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Where to write so that ``path`` appears complete or stays as it was; its folders are made.
+
+    ``durable``: the contents are on the disk before they appear, should the power fail.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch(path.with_name(path.name + ".part"), path) as part:
             yield part
+            if durable:
+                onto_disk(part)
             os.replace(part, path)
+
+
+def onto_disk(path: Path) -> None:
+    """Wait until a file's contents, or the names in a folder, are on the disk."""
+    if os.name == "nt":  # neither a folder nor a file that is open to read only can be waited for
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
@@ -209,9 +225,9 @@ def damaged(folder: Path, wanted: Mapping[str, str]) -> list[str]:
     return found
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
     """Write a text file aside and rename it into place; folders are made. -> the path"""
-    with whole(path) as part:
+    with whole(path, durable=durable) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
@@ -243,9 +259,9 @@ def unsealed(text: str) -> dict[str, Any]:
     return value
 
 
-def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> Path:
-    """Write a JSON object with its checksum, aside and renamed into place. -> the path"""
-    return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n")
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2, durable: bool = False) -> Path:
+    """Write a JSON object with its checksum, aside and renamed into place (see `whole`). -> the path"""
+    return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n", durable=durable)
 
 
 def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:

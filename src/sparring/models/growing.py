@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.files import CLOSED, Busy, DiskError, Lock, explained, read_sealed, write_sealed
+from sparring.files import CLOSED, Busy, DiskError, Lock, explained, onto_disk, read_sealed, write_sealed
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -44,32 +44,38 @@ class Growing:
 
     def write(self, name: str, data: bytes) -> None:
         """Behind what the file has."""
-        self._files[name].write(data)
+        with explained(self.folder):
+            self._files[name].write(data)
 
     def note(self, **facts: Any) -> None:
         """Put all files onto the disk, then say that they are whole so far. Not in a temporary folder."""
         if self.temporary:
             return
-        for file in self._files.values():
-            file.keep()
-        whole = {name: [file.size, file.sha256] for name, file in self._files.items()}
-        write_sealed(self.folder / NOTE, {"of": self._of, "facts": facts, "files": whole})
+        with explained(self.folder):
+            for file in self._files.values():
+                file.keep()
+            whole = {name: [file.size, file.sha256] for name, file in self._files.items()}
+            write_sealed(self.folder / NOTE, {"of": self._of, "facts": facts, "files": whole}, durable=True)
 
     def finish(self, final: Path, manifest: Mapping[str, Any]) -> None:
-        """Seal the manifest, with the files' SHA-256, and rename the folder to ``final``; where another process has
-        finished the same by now, that one is kept."""
-        for file in self._files.values():
-            file.close()
-        digests = {name: file.sha256 for name, file in self._files.items()}
-        write_sealed(self.folder / MANIFEST, {**manifest, "files": digests})
-        for path in self.folder.iterdir():
-            if path.name != MANIFEST and path.name not in self._files:
-                path.unlink()  # the note, or half of one
-        try:
-            os.replace(self.folder, final)
-        except OSError:
-            if not (final / MANIFEST).exists():
-                raise
+        """Put all files onto the disk, seal the manifest, with their SHA-256, and rename the folder to ``final``; where
+        another process has finished the same by now, that one is kept."""
+        with explained(self.folder):
+            for file in self._files.values():
+                file.keep()
+                file.close()
+            digests = {name: file.sha256 for name, file in self._files.items()}
+            write_sealed(self.folder / MANIFEST, {**manifest, "files": digests}, durable=True)
+            onto_disk(self.folder)
+            for path in self.folder.iterdir():
+                if path.name != MANIFEST and path.name not in self._files:
+                    path.unlink()  # the note, or half of one
+            try:
+                os.replace(self.folder, final)
+            except OSError:
+                if not (final / MANIFEST).exists():
+                    raise
+            onto_disk(final.parent)
 
 
 @contextlib.contextmanager
@@ -244,4 +250,5 @@ class _File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        with contextlib.suppress(OSError):  # of what was neither noted nor finished; a full disk was told before
+            self.close()

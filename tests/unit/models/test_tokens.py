@@ -16,7 +16,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from sparring.files import Busy, Lock, write_sealed
+from sparring.files import FULL, Busy, DiskError, Lock, explained, write_sealed
 from sparring.models import growing, tokens
 from sparring.models.template import Template, longest_first
 from sparring.models.tokens import TokenStore, tokenize
@@ -370,6 +370,27 @@ def test_what_another_user_left_does_not_hinder(hinder, tokenizer, tmp_path, oft
     assert contents(store.folder) == contents(plain.folder)
     assert stat.S_IMODE(store.folder.stat().st_mode) == stat.S_IMODE(plain.folder.stat().st_mode)
     assert sorted(part.parent.iterdir()) == sorted([part, store.folder])
+
+
+@pytest.mark.parametrize("size", [50, 130, 200, 300])
+def test_a_full_disk_is_named_as_the_caches(size, tokenizer, tmp_path, often):
+    """Not as that of the output, which the command names where an error names no file. Files may not grow beyond so
+    many bytes: the first write, a note or the end is refused."""
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(DiskError) as found, explained("the output"):
+            tokenize(Counted(30), tokenizer, cache=tmp_path / "cache", **often)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert found.value.what == FULL
+    assert found.value.where.startswith(str(tmp_path / "cache" / ".tokens-"))
+    store = tokenize(Counted(30), tokenizer, cache=tmp_path / "cache", **often)
+    plain = tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    assert contents(store.folder) == contents(plain.folder)
+    assert list((tmp_path / "cache").iterdir()) == [store.folder]
 
 
 @pytest.mark.parametrize("why", [no_locks, "ever another file"])
