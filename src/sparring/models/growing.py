@@ -100,11 +100,24 @@ def growing(final: Path, fingerprint: str, heads: Mapping[str, bytes]) -> Iterat
         return
     try:
         if (final / MANIFEST).exists():
+            shutil.rmtree(_part_of(final), ignore_errors=True)
             yield None
         else:
             with _part(final, fingerprint, heads) as made:
                 yield made
     finally:
+        lock.remove()
+
+
+def remove_part(final: Path) -> None:
+    """Remove the part folder of what is finished, if there is one: nobody will go on with it. Where it cannot be
+    removed, or a process has it, it stays."""
+    if not os.path.lexists(_part_of(final)):
+        return
+    with contextlib.suppress(Busy, DiskError, OSError):
+        lock = Lock(final.parent, final.name)
+        if lock.held:
+            shutil.rmtree(_part_of(final), ignore_errors=True)
         lock.remove()
 
 

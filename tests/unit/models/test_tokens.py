@@ -1,6 +1,8 @@
 """The store on disk: contents, caching, sharing; and what a tokenizer must offer."""
 
+import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -131,9 +133,11 @@ def contents(folder):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Chunks of 4 texts, a note after every 8."""
+    """Chunks of 4 texts; a clock that goes on by a second whenever it is looked at, so that a note is due every 8
+    texts."""
     monkeypatch.setattr(tokens, "CHUNK", 4)
-    monkeypatch.setattr(tokens, "NOTED", 8)
+    monkeypatch.setattr(tokens, "NOTED", 2)
+    monkeypatch.setattr(tokens, "monotonic", itertools.count().__next__)
     return {"limit": 10, "name": "texts"}
 
 
@@ -165,6 +169,96 @@ def test_a_stopped_store_goes_on_and_has_the_same_bytes(stop, tokenizer, tmp_pat
     assert len(contents(store.folder)) == 4
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"][:10] for text in again._texts]
     assert [store[row].tolist() for row in range(30)] == expected
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0, [24, 25, 26, 27, 28, 29]), (600, list(range(30)))])
+def test_notes_are_made_by_the_clock(seconds, asked, tokenizer, tmp_path, often, monkeypatch):
+    """By the real one: after every chunk where no time lies between them, never where ten minutes do."""
+    monkeypatch.setattr(tokens, "monotonic", time.monotonic)
+    monkeypatch.setattr(tokens, "NOTED", seconds)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=26), tokenizer, cache=tmp_path, **often)
+    again = Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert again.asked == asked
+
+
+def test_the_bar_goes_on_where_the_texts_do(tokenizer, tmp_path, often, monkeypatch):
+    """What was done before is not in its rate."""
+    bars, real = [], tokens.progress
+
+    @contextlib.contextmanager
+    def seen(*given, **named):
+        with real(*given, **named) as bar:
+            bars.append((named["total"], bar.n))
+            yield bar
+
+    stopped(tokenizer, tmp_path, often)
+    monkeypatch.setattr(tokens, "progress", seen)
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    assert bars == [(30, 16)]
+
+
+def test_the_part_of_a_finished_store_goes_away(tokenizer, tmp_path, often):
+    """As one is left where two processes made the store and the one beside the part folder was the faster."""
+    part = stopped(tokenizer, tmp_path, often)
+    held = Lock(tmp_path, part.name.removeprefix(".").removesuffix(".part"))
+    store = tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    before = contents(part)
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)  # it is still held
+    assert contents(part) == before
+    held.remove()
+    again = Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert (again.asked, list(tmp_path.iterdir())) == ([], [store.folder])
+
+
+def refused_lock(monkeypatch, place):
+    """The lock file is another user's; also for root, who may open any."""
+    real = os.open
+
+    def closed(path, *rest, **named):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", closed)
+
+
+def no_locks(monkeypatch, place):
+    """The file system has none, as some NFS mounts."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def stuck_part(monkeypatch, place):
+    """The part folder is another user's, its files cannot be opened to write; also for root."""
+    os.truncate(place / "ids.int32", 100)
+    real = shutil.rmtree
+
+    def refused(path, ignore_errors=False, **named):
+        if path != place:
+            real(path, ignore_errors=ignore_errors, **named)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+
+
+@pytest.mark.parametrize("hinder", [refused_lock, no_locks, stuck_part])
+def test_a_part_that_cannot_be_removed_is_no_error(hinder, tokenizer, tmp_path, often, monkeypatch):
+    part = stopped(tokenizer, tmp_path, often)
+    held = Lock(tmp_path, part.name.removeprefix(".").removesuffix(".part"))
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    held.remove()
+    hinder(monkeypatch, part)
+    before, again = sorted(tmp_path.iterdir()), Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert (again.asked, sorted(tmp_path.iterdir())) == ([], before)
 
 
 def test_it_may_be_stopped_again_and_again(tokenizer, tmp_path, often):
@@ -318,42 +412,6 @@ def test_without_locks_nothing_is_shared(tokenizer, tmp_path, often, monkeypatch
     assert contents(part) == before
 
 
-def refused_lock(monkeypatch, place):
-    """The lock file is another user's; also for root, who may open any."""
-    real = os.open
-
-    def closed(path, *rest, **named):
-        if str(path).endswith(".lock"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return real(path, *rest, **named)
-
-    monkeypatch.setattr(os, "open", closed)
-
-
-def no_locks(monkeypatch, place):
-    """The file system has none, as some NFS mounts."""
-    fcntl = pytest.importorskip("fcntl")
-
-    def refused(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refused)
-
-
-def stuck_part(monkeypatch, place):
-    """The part folder is another user's, its files cannot be opened to write; also for root."""
-    os.truncate(place / "ids.int32", 100)
-    real = shutil.rmtree
-
-    def refused(path, ignore_errors=False, **named):
-        if path != place:
-            real(path, ignore_errors=ignore_errors, **named)
-        elif not ignore_errors:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    monkeypatch.setattr(shutil, "rmtree", refused)
-
-
 @pytest.mark.parametrize("hinder", [refused_lock, no_locks, stuck_part])
 def test_what_another_user_left_does_not_hinder(hinder, tokenizer, tmp_path, often, monkeypatch):
     """The store is made beside it, and may be read by as many as one that was made without hindrance."""
@@ -414,7 +472,7 @@ import sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from sparring.models import tokens
-tokens.CHUNK, tokens.NOTED = 4, 8
+tokens.CHUNK, tokens.NOTED = 4, 0
 
 class Slow:
     fingerprint = "slow"
