@@ -430,23 +430,29 @@ def test_what_another_user_left_does_not_hinder(hinder, tokenizer, tmp_path, oft
     assert sorted(part.parent.iterdir()) == sorted([part, store.folder])
 
 
-@pytest.mark.parametrize("size", [50, 130, 200, 300])
-def test_a_full_disk_is_named_as_the_caches(size, tokenizer, tmp_path, often):
-    """Not as that of the output, which the command names where an error names no file. Files may not grow beyond so
-    many bytes: the first write, a note or the end is refused."""
+@pytest.mark.parametrize(
+    ("size", "first"), [(50, range(1)), (300, range(1)), (1500, range(8, 96)), (-1, range(96, 97))]
+)
+def test_a_full_disk_is_named_as_the_caches(size, first, tokenizer, tmp_path, often):
+    """Not as that of the output, which the command names where an error names no file. No file may have more than so
+    many bytes (-1: one less than the ids have), which refuses the first note's columns, the note, a later one, the end.
+    """
     resource = pytest.importorskip("resource")
+    plain = tokenize(Counted(100), tokenizer, cache=tmp_path / "one go", **often)
+    size = size if size > 0 else plain.ids.nbytes - 1
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         with pytest.raises(DiskError) as found, explained("the output"):
-            tokenize(Counted(30), tokenizer, cache=tmp_path / "cache", **often)
+            tokenize(Counted(100), tokenizer, cache=tmp_path / "cache", **often)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert found.value.what == FULL
     assert found.value.where.startswith(str(tmp_path / "cache" / ".tokens-"))
-    store = tokenize(Counted(30), tokenizer, cache=tmp_path / "cache", **often)
-    plain = tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    again = Counted(100)
+    store = tokenize(again, tokenizer, cache=tmp_path / "cache", **often)
+    assert again.asked[0] in first
     assert contents(store.folder) == contents(plain.folder)
     assert list((tmp_path / "cache").iterdir()) == [store.folder]
 
