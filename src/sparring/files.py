@@ -83,12 +83,15 @@ class Lock:
         folder: what is held.
         file: name of a file in it that alone is held; "" is the whole folder.
 
-    Raises: Busy when another process (or another `Lock` of this one) holds it. Nothing is held where the system has no
-    such locks (Windows): `held` says so.
+    Raises:
+        Busy: another process (or another `Lock` of this one) holds it.
+        DiskError: the file by which it is held cannot be opened; ``what`` is `CLOSED` where it is another user's.
+
+    Nothing is held where the system (Windows) or the file system has no such locks: `held` says so, and no file stays.
     """
 
     def __init__(self, folder: Path, file: str = "") -> None:
-        self._descriptor = -1
+        self._descriptor, made = -1, False
         self._path = folder / (f".{file}.lock" if file else LOCK)
         try:
             import fcntl
@@ -96,7 +99,7 @@ class Lock:
             return
         for _ in range(_TRIES):
             with explained(self._path):
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+                made |= self._open()
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -107,13 +110,30 @@ class Lock:
                     fix="wait for it, or choose another --out",
                 ) from None  # fmt: skip
             except OSError as error:
-                self.close()
+                self._not_held(made)
                 logger.warning("%s: this file system has no locks (%s): nothing is held", folder, error)
                 return
             if self._is_there():
                 return
             self.close()  # its holder removed it after it was opened here: others will open another one
+        self._not_held(made)
         logger.warning("%s: this file system does not tell files apart: nothing is held", folder)
+
+    def _open(self) -> bool:
+        """-> whether the file is new"""
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            return True
+        except FileExistsError:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            return False
+
+    def _not_held(self, made: bool) -> None:
+        """Leave no file that was made here; another one's may be a lock to it."""
+        self.close()
+        if made:
+            with suppress(OSError):
+                self._path.unlink()
 
     @property
     def held(self) -> bool:
@@ -156,13 +176,29 @@ def scratch(path: Path, target: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write so that ``path`` appears complete or stays as it was; its folders are made."""
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Where to write so that ``path`` appears complete or stays as it was; its folders are made.
+
+    ``durable``: the contents are on the disk before they appear, should the power fail.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch(path.with_name(path.name + ".part"), path) as part:
             yield part
+            if durable:
+                onto_disk(part)
             os.replace(part, path)
+
+
+def onto_disk(path: Path) -> None:
+    """Wait until a file's contents, or the names in a folder, are on the disk."""
+    if os.name == "nt":  # neither a folder nor a file that is open to read only can be waited for
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
@@ -189,9 +225,9 @@ def damaged(folder: Path, wanted: Mapping[str, str]) -> list[str]:
     return found
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
     """Write a text file aside and rename it into place; folders are made. -> the path"""
-    with whole(path) as part:
+    with whole(path, durable=durable) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
@@ -223,9 +259,9 @@ def unsealed(text: str) -> dict[str, Any]:
     return value
 
 
-def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> Path:
-    """Write a JSON object with its checksum, aside and renamed into place. -> the path"""
-    return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n")
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2, durable: bool = False) -> Path:
+    """Write a JSON object with its checksum, aside and renamed into place (see `whole`). -> the path"""
+    return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n", durable=durable)
 
 
 def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:

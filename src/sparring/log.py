@@ -27,10 +27,13 @@ logger = logging.getLogger("sparring")
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "") -> Iterator[tqdm]:
-    """One bar with rate and ETA for a long phase; silent when standard error is not a terminal."""
+def progress(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[tqdm]:
+    """One bar with rate and ETA for a long phase; silent when standard error is not a terminal.
+
+    ``done``: as much of the total was done before, and is not in the rate.
+    """
     named = f" {unit}" if unit else "it"
-    bar = tqdm(total=total, desc=label, unit=named, disable=None, leave=False, dynamic_ncols=True)
+    bar = tqdm(total=total, initial=done, desc=label, unit=named, disable=None, leave=False, dynamic_ncols=True)
     try:
         yield bar
     finally:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from sparring import __version__
 from sparring.files import damaged, read_sealed
 from sparring.log import progress
-from sparring.models.growing import MANIFEST, growing
+from sparring.models.growing import MANIFEST, growing, remove_part
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -37,8 +38,8 @@ FORMAT = 2
 CODE = f"sparring {__version__}, tokenizers {tokenizers.__version__}"
 """The code that makes ids of texts: stores of another version are not used."""
 CHUNK = 4096  # texts handed to the tokenizer at a time
-NOTED = 1 << 18
-"""Texts after which what is done of a store is noted: half a minute of one thread is lost at most."""
+NOTED = 30.0
+"""Seconds after which what is done of a store is noted, when a chunk ends: as much, and a chunk, is lost at most."""
 SAMPLE = 512  # texts from which the size of a store is told beforehand
 
 _IDS, _OFFSETS, _TRUE = "ids.int32", "offsets.npy", "true_lengths.npy"
@@ -181,6 +182,7 @@ def tokenize(
                 os.replace(folder, spoilt)
             shutil.rmtree(spoilt, ignore_errors=True)
         else:
+            remove_part(folder)
             logger.info("%s: tokens of an earlier run are reused (%s)", name, folder)
             return found
     cache.mkdir(parents=True, exist_ok=True)
@@ -251,8 +253,7 @@ def _chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each chunk of texts from ``first`` on: ids int32 (flat), stored lengths int64, true lengths int64."""
     prompt, limit = settings["prompt"], settings["limit"]
-    with progress(f"tokenising {name}", total=len(source)) as bar:
-        bar.update(first)
+    with progress(f"tokenising {name}", total=len(source), done=first) as bar:
         for start in range(first, len(source), CHUNK):
             texts = source.texts(np.arange(start, min(start + CHUNK, len(source))))
             rows = encode_plain(tokenizer, [prompt + text for text in texts] if prompt else texts)
@@ -290,15 +291,15 @@ def _write(
         rows, end = store.facts.get("rows", 0), store.facts.get("tokens", 0)
         if rows:
             logger.info("tokenising %s goes on after %s of %s (%s)", name, f"{rows:,}", f"{len(source):,}", folder)
-        noted = rows
+        noted = monotonic()
         for flat, stored_lengths, true_lengths in _chunks(source, tokenizer, settings, name, rows):
             store.write(_IDS, flat.astype("<i4", copy=False).tobytes())
             store.write(_OFFSETS, (end + np.cumsum(stored_lengths)).astype("<i8").tobytes())
             store.write(_TRUE, true_lengths.astype("<i4").tobytes())
             rows, end = rows + len(true_lengths), end + len(flat)
-            if rows - noted >= NOTED and rows < len(source):
+            if rows < len(source) and monotonic() - noted >= NOTED:
                 store.note(rows=rows, tokens=end)
-                noted = rows
+                noted = monotonic()  # a slow disk must not note all the time
         store.finish(folder, {"format": FORMAT, "rows": len(source), "tokens": end, **settings})
 
 

@@ -1,9 +1,14 @@
 """The store on disk: contents, caching, sharing; and what a tokenizer must offer."""
 
+import contextlib
+import errno
+import itertools
 import json
 import logging
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +18,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from sparring.files import Busy, Lock, write_sealed
+from sparring.files import FULL, Busy, DiskError, Lock, explained, write_sealed
 from sparring.models import growing, tokens
 from sparring.models.template import Template, longest_first
 from sparring.models.tokens import TokenStore, tokenize
@@ -128,9 +133,11 @@ def contents(folder):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Chunks of 4 texts, a note after every 8."""
+    """Chunks of 4 texts; a clock that goes on by a second whenever it is looked at, so that a note is due every 8
+    texts."""
     monkeypatch.setattr(tokens, "CHUNK", 4)
-    monkeypatch.setattr(tokens, "NOTED", 8)
+    monkeypatch.setattr(tokens, "NOTED", 2)
+    monkeypatch.setattr(tokens, "monotonic", itertools.count().__next__)
     return {"limit": 10, "name": "texts"}
 
 
@@ -164,6 +171,96 @@ def test_a_stopped_store_goes_on_and_has_the_same_bytes(stop, tokenizer, tmp_pat
     assert [store[row].tolist() for row in range(30)] == expected
 
 
+@pytest.mark.parametrize(("seconds", "asked"), [(0, [24, 25, 26, 27, 28, 29]), (600, list(range(30)))])
+def test_notes_are_made_by_the_clock(seconds, asked, tokenizer, tmp_path, often, monkeypatch):
+    """By the real one: after every chunk where no time lies between them, never where ten minutes do."""
+    monkeypatch.setattr(tokens, "monotonic", time.monotonic)
+    monkeypatch.setattr(tokens, "NOTED", seconds)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=26), tokenizer, cache=tmp_path, **often)
+    again = Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert again.asked == asked
+
+
+def test_the_bar_goes_on_where_the_texts_do(tokenizer, tmp_path, often, monkeypatch):
+    """What was done before is not in its rate."""
+    bars, real = [], tokens.progress
+
+    @contextlib.contextmanager
+    def seen(*given, **named):
+        with real(*given, **named) as bar:
+            bars.append((named["total"], bar.n))
+            yield bar
+
+    stopped(tokenizer, tmp_path, often)
+    monkeypatch.setattr(tokens, "progress", seen)
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    assert bars == [(30, 16)]
+
+
+def test_the_part_of_a_finished_store_goes_away(tokenizer, tmp_path, often):
+    """As one is left where two processes made the store and the one beside the part folder was the faster."""
+    part = stopped(tokenizer, tmp_path, often)
+    held = Lock(tmp_path, part.name.removeprefix(".").removesuffix(".part"))
+    store = tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    before = contents(part)
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)  # it is still held
+    assert contents(part) == before
+    held.remove()
+    again = Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert (again.asked, list(tmp_path.iterdir())) == ([], [store.folder])
+
+
+def refused_lock(monkeypatch, place):
+    """The lock file is another user's; also for root, who may open any."""
+    real = os.open
+
+    def closed(path, *rest, **named):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", closed)
+
+
+def no_locks(monkeypatch, place):
+    """The file system has none, as some NFS mounts."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def stuck_part(monkeypatch, place):
+    """The part folder is another user's, its files cannot be opened to write; also for root."""
+    os.truncate(place / "ids.int32", 100)
+    real = shutil.rmtree
+
+    def refused(path, ignore_errors=False, **named):
+        if path != place:
+            real(path, ignore_errors=ignore_errors, **named)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+
+
+@pytest.mark.parametrize("hinder", [refused_lock, no_locks, stuck_part])
+def test_a_part_that_cannot_be_removed_is_no_error(hinder, tokenizer, tmp_path, often, monkeypatch):
+    part = stopped(tokenizer, tmp_path, often)
+    held = Lock(tmp_path, part.name.removeprefix(".").removesuffix(".part"))
+    tokenize(Counted(30), tokenizer, cache=tmp_path, **often)
+    held.remove()
+    hinder(monkeypatch, part)
+    before, again = sorted(tmp_path.iterdir()), Counted(30)
+    tokenize(again, tokenizer, cache=tmp_path, **often)
+    assert (again.asked, sorted(tmp_path.iterdir())) == ([], before)
+
+
 def test_it_may_be_stopped_again_and_again(tokenizer, tmp_path, often):
     tokenize(Counted(60), tokenizer, cache=tmp_path / "one go", **often)
     asked = 0
@@ -193,6 +290,13 @@ def lengthen(path):
     path.write_bytes(path.read_bytes() + b"garbage" * 999)
 
 
+def drop(note, key):
+    """The note without a key, sealed again."""
+    write_sealed(
+        note, {name: value for name, value in json.loads(note.read_text()).items() if name not in (key, "seal")}
+    )
+
+
 FILES = ["ids.int32", "offsets.npy", "true_lengths.npy"]
 LEFT = {
     "longer columns": (lambda part: [lengthen(part / f) for f in FILES], 16),
@@ -204,6 +308,10 @@ LEFT = {
     "a changed note": (lambda part: flip(part / "done.json"), 0),
     "no note": (lambda part: (part / "done.json").unlink(), 0),
     "an old manifest": (lambda part: write_sealed(part / "manifest.json", {"files": {}}), 16),
+    **{
+        f"a note without {key}": (lambda part, key=key: drop(part / "done.json", key), 0)
+        for key in ("of", "facts", "files")
+    },
     "a note of others": (lambda part: write_sealed(part / "done.json", {"of": "x", "facts": {}, "files": {}}), 0),
 }
 
@@ -304,12 +412,73 @@ def test_without_locks_nothing_is_shared(tokenizer, tmp_path, often, monkeypatch
     assert contents(part) == before
 
 
+@pytest.mark.parametrize("hinder", [refused_lock, no_locks, stuck_part])
+def test_what_another_user_left_does_not_hinder(hinder, tokenizer, tmp_path, often, monkeypatch):
+    """The store is made beside it, and may be read by as many as one that was made without hindrance."""
+    plain = tokenize(Counted(30), tokenizer, cache=tmp_path / "one go", **often)
+    part = stopped(tokenizer, tmp_path / "cache", often)
+    hinder(monkeypatch, part)
+    before, source = contents(part), Counted(30)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Counted(30, stop=29), tokenizer, cache=tmp_path / "cache", **often)
+    assert list(part.parent.iterdir()) == [part]
+    store = tokenize(source, tokenizer, cache=tmp_path / "cache", **often)
+    assert source.asked == list(range(30))
+    assert contents(part) == before
+    assert contents(store.folder) == contents(plain.folder)
+    assert stat.S_IMODE(store.folder.stat().st_mode) == stat.S_IMODE(plain.folder.stat().st_mode)
+    assert sorted(part.parent.iterdir()) == sorted([part, store.folder])
+
+
+@pytest.mark.parametrize(
+    ("size", "first"), [(50, range(1)), (300, range(1)), (1500, range(8, 96)), (-1, range(96, 97))]
+)
+def test_a_full_disk_is_named_as_the_caches(size, first, tokenizer, tmp_path, often):
+    """Not as that of the output, which the command names where an error names no file. No file may have more than so
+    many bytes (-1: one less than the ids have), which refuses the first note's columns, the note, a later one, the end.
+    """
+    resource = pytest.importorskip("resource")
+    plain = tokenize(Counted(100), tokenizer, cache=tmp_path / "one go", **often)
+    size = size if size > 0 else plain.ids.nbytes - 1
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(DiskError) as found, explained("the output"):
+            tokenize(Counted(100), tokenizer, cache=tmp_path / "cache", **often)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert found.value.what == FULL
+    assert found.value.where.startswith(str(tmp_path / "cache" / ".tokens-"))
+    again = Counted(100)
+    store = tokenize(again, tokenizer, cache=tmp_path / "cache", **often)
+    assert again.asked[0] in first
+    assert contents(store.folder) == contents(plain.folder)
+    assert list((tmp_path / "cache").iterdir()) == [store.folder]
+
+
+@pytest.mark.parametrize("why", [no_locks, "ever another file"])
+def test_a_lock_that_cannot_be_held_leaves_no_file(why, tmp_path, monkeypatch):
+    """But a file that was there stays: another process may hold it."""
+    if why == "ever another file":
+        pytest.importorskip("fcntl")
+        monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    else:
+        why(monkeypatch, tmp_path)
+    lock = Lock(tmp_path, "x")
+    assert not lock.held
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".x.lock").touch()
+    assert not Lock(tmp_path, "x").held
+    assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from sparring.models import tokens
-tokens.CHUNK, tokens.NOTED = 4, 8
+tokens.CHUNK, tokens.NOTED = 4, 0
 
 class Slow:
     fingerprint = "slow"
