@@ -41,7 +41,11 @@ _SHARED = "give all nodes the same files under the same path (a shared file syst
 _SPANS = 64  # parts of a search, unless each were too much work: each leaves up to k results a query
 _WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow core, far from the time limit of a shard
 _MORE = 10**7  # entries of lists that one job may keep beyond those asked for: 120 MB
-_QUERIES = 4096  # lists that are merged at a time
+WAITING = 1 << 24
+"""Bytes of spans' files that may always wait in memory to be merged together; more where the lists are larger."""
+_CELLS = 1 << 18  # results of lists that are merged at a time, with what fills them up: some 20 MB
+RESULT, OFFSET = 12, 8
+"""Bytes of a result (its score and its row) in a span's file, and of a query beside its results."""
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
 
 
@@ -251,12 +255,12 @@ class ShardedIndex:
         best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
         with progress_bar(progress, total=len(self), unit="passages") as bar:
             waiting: list[Path] = []
-            results = 0
+            size, most = 0, max(WAITING, RESULT * len(queries) * k)
             for start, path in self._made(parts, k, spans):
                 waiting.append(path)
-                results += _results(path)
-                if results >= len(queries) * k:  # sorted again once for every such part, not for every file
-                    best, waiting, results = _joined(best, waiting, k), [], 0
+                size += RESULT * _results(path) + OFFSET * len(queries)
+                if size >= most:  # sorted again once for every such part, not for every file
+                    best, waiting, size = _joined(best, waiting, k), [], 0
                 bar.update(min(span, len(self) - start))
             if waiting:
                 best = _joined(best, waiting, k)
@@ -346,21 +350,24 @@ def _results(path: Path) -> int:
 
 
 def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
-    """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time."""
+    """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time.
+
+    Takes the files' size, 8 bytes a query, and what `_CELLS` says; one query's results are not divided.
+    """
     spans = []
+    added = np.zeros(len(best[0]), np.int64)  # to each list
     for path in paths:
         with np.load(path, allow_pickle=False) as found:
             spans.append((found["offsets"], found["scores"], found["rows"]))
-    for start in range(0, len(best[0]), _QUERIES):
-        stop = min(start + _QUERIES, len(best[0]))
-        counts = np.array([np.diff(offsets[start : stop + 1]) for offsets, _, _ in spans])
-        width = int(counts.sum(axis=0).max(initial=0))
+        added += np.diff(spans[-1][0])
+    for start, stop in _blocks(added, k):
+        width = int(added[start:stop].max())
         if not width:
             continue
         padded = np.full((stop - start, width), -np.inf, np.float32), np.full((stop - start, width), -1, np.int64)
         filled = np.zeros(stop - start, np.int64)
-        for (offsets, scores, rows), own in zip(spans, counts, strict=True):
-            part = slice(offsets[start], offsets[stop])
+        for offsets, scores, rows in spans:
+            part, own = slice(offsets[start], offsets[stop]), np.diff(offsets[start : stop + 1])
             at = np.repeat(np.arange(stop - start), own)
             place = np.arange(len(at)) - np.repeat(np.cumsum(own) - own, own) + filled[at]
             padded[0][at, place], padded[1][at, place] = scores[part], rows[part]
@@ -369,6 +376,19 @@ def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
         some = padded[0][touched - start], padded[1][touched - start]
         best[0][touched], best[1][touched] = merged((best[0][touched], best[1][touched]), some, k)
     return best
+
+
+def _blocks(added: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
+    """Ranges of lists, in order, that have at most `_CELLS` results when each is filled up to the longest, or are one.
+
+    Args:
+        added: int64 [Q], results that join each list's k.
+    """
+    start, most = 0, max(1, _CELLS // k)
+    while start < len(added):
+        widest = k + np.maximum.accumulate(added[start : start + most])
+        fits = int(np.searchsorted(widest * np.arange(1, len(widest) + 1), _CELLS, side="right"))
+        yield start, (start := start + max(1, fits))
 
 
 def _shared(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,44 @@ def test_other_queries_do_not_use_these_spans(passages: Path) -> None:
     other = OneProcess()
     ShardedIndex(passages, other, span=32).search(QUERIES + 1, 8)  # type: ignore[arg-type]
     assert len(other.done) == 10
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "span", "k", "zero"),
+    [(1024, 2048, 32, 25, True), (4000, 1600, 8, 1, False)],
+    ids=["one query ties with all", "offsets are most of the files"],
+)
+def test_merging_stays_within_a_bound(
+    tmp_path: Path, queries: int, passages: int, span: int, k: int, zero: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most: the files that wait, 12 bytes a result and 8 a query (256 KiB here, or as much as the lists, and one
+    file), and 100 bytes for each of the 4,096 results that are sorted together. With a block of all queries as wide
+    as the widest it was 40 MB; with files that wait until they have enough results, 8.7 MB."""
+    monkeypatch.setattr(sharded, "WAITING", 2**18)
+    monkeypatch.setattr(sharded, "_CELLS", 4096)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "p.npy", rng.standard_normal((passages, 2)).astype(np.float32))
+    asked = rng.standard_normal((queries, 2)).astype(np.float32)
+    if zero:
+        asked[7] = 0
+    joined, peaks, waited = sharded._joined, [], []
+
+    def watched(best: Any, paths: Sequence[Path], k: int) -> Any:
+        waited.append(sum(path.stat().st_size for path in paths))
+        tracemalloc.start()
+        found = joined(best, paths, k)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(sharded, "_joined", watched)
+    scores, rows = ShardedIndex(tmp_path / "p.npy", OneProcess(1), span=span).search(asked, k)  # type: ignore[arg-type]
+    expected = build_index(np.load(tmp_path / "p.npy")).search(asked, k)
+    np.testing.assert_array_equal(rows, expected[1])
+    np.testing.assert_array_equal(scores, expected[0])
+    lists = queries * (12 * k + 8)
+    assert max(peaks) < max(2**18, lists) + lists + 100 * 4096
+    assert min(waited[:-1], default=2**18) >= 2**18, "sorted together"
 
 
 @pytest.mark.parametrize(("kept", "jobs"), [(10**7, [40]), (100, [8, 40])])
