@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparring.files import Busy
 from sparring.models import load_retriever
 from sparring.phases import sharded
 from sparring.phases.encode import encode
@@ -164,6 +165,43 @@ def test_a_split_is_searched_no_deeper_than_it_asks_where_that_costs_much(
         expected = alone.search(QUERIES[some], depth)
         np.testing.assert_array_equal(found[split][0], expected[0])
         np.testing.assert_array_equal(found[split][1], expected[1])
+
+
+def test_splits_whose_second_search_was_stopped_go_on_with_it(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "_MORE", 10)
+    asked = {"dev": (np.arange(3), 40), "train": (np.arange(3, 25), 8)}
+    first, second = OneProcess(stop_after=14), OneProcess()  # ten spans each; the shallower search comes first
+    with pytest.raises(InputError, match="stopped"):
+        search_splits(ShardedIndex(passages, first, span=32), QUERIES, asked)  # type: ignore[arg-type]
+    found = search_splits(ShardedIndex(passages, second, span=32), QUERIES, asked)  # type: ignore[arg-type]
+    assert sorted(second.done) == sorted(set(range(0, 300, 32)) - set(first.done[10:])), "six of the second's"
+    for split, (rows, depth) in asked.items():
+        expected = build_index(np.load(passages)).search(QUERIES[rows], depth)
+        np.testing.assert_array_equal(found[split][1], expected[1])
+    assert [path.name for path in passages.parent.iterdir()] == ["p.npy"]
+
+
+def test_the_same_search_twice_at_once_is_refused(passages: Path) -> None:
+    class Meanwhile(OneProcess):
+        def map(self, *arguments: Any, **more: Any) -> Any:
+            with pytest.raises(Busy, match="another process"):
+                ShardedIndex(passages, OneProcess(), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+            ShardedIndex(passages, OneProcess(), span=32).search(QUERIES, 9)  # type: ignore[arg-type]
+            yield from super().map(*arguments, **more)
+
+    found = ShardedIndex(passages, Meanwhile(), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found[1], build_index(np.load(passages)).search(QUERIES, 8)[1])
+    assert [path.name for path in passages.parent.iterdir()] == ["p.npy"]
+
+
+def test_the_folder_is_read_once_for_all_spans(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="stopped"):
+        ShardedIndex(passages, OneProcess(stop_after=9), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    read: list[str] = []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: read.append(pattern) or glob(self, pattern))
+    ShardedIndex(passages, OneProcess(1), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    assert len(read) == 2, "once before, once by the worker for its one span"
 
 
 def test_no_number_is_named_by_its_row(tmp_path: Path) -> None:
