@@ -43,7 +43,8 @@ _WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow co
 _MORE = 10**7  # entries of lists that one job may keep beyond those asked for: 120 MB
 WAITING = 1 << 24
 """Bytes of spans' files that may always wait in memory to be merged together; more where the lists are larger."""
-_CELLS = 1 << 18  # results of lists that are merged at a time, with what fills them up: some 20 MB
+CELLS = 1 << 18
+"""Results of lists that are sorted at a time, with what fills them up; each takes up to 100 bytes meanwhile."""
 RESULT, OFFSET = 12, 8
 """Bytes of a result (its score and its row) in a span's file, and of a query beside its results."""
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
@@ -288,9 +289,9 @@ class ShardedIndex:
                 waiting.append(path)
                 size += RESULT * results + OFFSET * len(queries)
                 if size >= most:  # sorted again once for every such part, not for every file
-                    best, waiting, size = _joined(best, waiting, k), [], 0
+                    best, waiting, size = joined(best, waiting, k), [], 0
                 bar.update(min(spans.step, len(self) - start))
-        return _joined(best, waiting, k) if waiting else best
+        return joined(best, waiting, k) if waiting else best
 
     def _parts(self, queries: Embeddings, k: int, span: int) -> Path:
         """The folder of this search's spans, held for this process; with the queries in it."""
@@ -381,10 +382,10 @@ def _results(path: Path) -> int:
         return int(found["offsets"][-1])
 
 
-def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
+def joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
     """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time.
 
-    Takes the files' size, 8 bytes a query, and what `_CELLS` says; one query's results are not divided.
+    Takes the files' size, 8 bytes a query, and what `CELLS` says; one query's results are not divided.
     """
     spans = []
     added = np.zeros(len(best[0]), np.int64)  # to each list
@@ -411,15 +412,15 @@ def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
 
 
 def _blocks(added: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
-    """Ranges of lists, in order, that have at most `_CELLS` results when each is filled up to the longest, or are one.
+    """Ranges of lists, in order, that have at most `CELLS` results when each is filled up to the longest, or are one.
 
     Args:
         added: int64 [Q], results that join each list's k.
     """
-    start, most = 0, max(1, _CELLS // k)
+    start, most = 0, max(1, CELLS // k)
     while start < len(added):
         widest = k + np.maximum.accumulate(added[start : start + most])
-        fits = int(np.searchsorted(widest * np.arange(1, len(widest) + 1), _CELLS, side="right"))
+        fits = int(np.searchsorted(widest * np.arange(1, len(widest) + 1), CELLS, side="right"))
         yield start, (start := start + max(1, fits))
 
 

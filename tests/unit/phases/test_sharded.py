@@ -114,13 +114,13 @@ def test_merging_stays_within_a_bound(
     file), and 100 bytes for each of the 4,096 results that are sorted together. With a block of all queries as wide
     as the widest it was 40 MB; with files that wait until they have enough results, 8.7 MB."""
     monkeypatch.setattr(sharded, "WAITING", 2**18)
-    monkeypatch.setattr(sharded, "_CELLS", 4096)
+    monkeypatch.setattr(sharded, "CELLS", 4096)
     rng = np.random.default_rng(0)
     np.save(tmp_path / "p.npy", rng.standard_normal((passages, 2)).astype(np.float32))
     asked = rng.standard_normal((queries, 2)).astype(np.float32)
     if zero:
         asked[7] = 0
-    joined, peaks, waited = sharded._joined, [], []
+    joined, peaks, waited = sharded.joined, [], []
 
     def watched(best: Any, paths: Sequence[Path], k: int) -> Any:
         waited.append(sum(path.stat().st_size for path in paths))
@@ -130,7 +130,7 @@ def test_merging_stays_within_a_bound(
         tracemalloc.stop()
         return found
 
-    monkeypatch.setattr(sharded, "_joined", watched)
+    monkeypatch.setattr(sharded, "joined", watched)
     scores, rows = ShardedIndex(tmp_path / "p.npy", OneProcess(1), span=span).search(asked, k)  # type: ignore[arg-type]
     expected = build_index(np.load(tmp_path / "p.npy")).search(asked, k)
     np.testing.assert_array_equal(rows, expected[1])
