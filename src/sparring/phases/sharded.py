@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
 from sparring.phases.encode import CODE, Missing, embed_shard
 from sparring.phases.index import Lists, build_index, merged, require_queries
-from sparring.phases.parts import arrived, save_part, whole_part
+from sparring.phases.parts import arrived, save_part, whole_part, whole_parts
 from sparring.phases.vectors import Chosen, Embeddings, blocks
 from sparring.types import InputError
 
@@ -41,7 +41,12 @@ _SHARED = "give all nodes the same files under the same path (a shared file syst
 _SPANS = 64  # parts of a search, unless each were too much work: each leaves up to k results a query
 _WORK = 5 * 10**12  # multiplications of a span, at most: minutes of one slow core, far from the time limit of a shard
 _MORE = 10**7  # entries of lists that one job may keep beyond those asked for: 120 MB
-_QUERIES = 4096  # lists that are merged at a time
+WAITING = 1 << 24
+"""Bytes of spans' files that may always wait in memory to be merged together; more where the lists are larger."""
+CELLS = 1 << 18
+"""Results of lists that are sorted at a time, with what fills them up; each takes up to 100 bytes meanwhile."""
+RESULT, OFFSET = 12, 8
+"""Bytes of a result (its score and its row) in a span's file, and of a query beside its results."""
 _UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
 
 
@@ -185,10 +190,12 @@ class SpanSearcher:
         self.best = np.full((len(self.queries), job.k), -np.inf, dtype=np.float32)
 
     def __call__(self, item: Mapping[str, Any]) -> Answer:
-        """{"start", "stop"} -> that, and the name of the span's file."""
+        """{"start", "stop"} -> that, the name of the span's file, and how many results it has."""
         start, stop = item["start"], item["stop"]
         path = whole_part(self.parts, start, ".npz")
-        if path is None:
+        if path is not None:
+            results = _results(path)
+        else:
             index = build_index(self.passages[start:stop], first=start)
             scores, rows = index.search(self.queries, self.job.k, progress="")
             self.best = -np.sort(-np.concatenate([self.best, scores], axis=1), axis=1)[:, : self.job.k]
@@ -198,7 +205,8 @@ class SpanSearcher:
                 "scores": scores[open_], "rows": rows[open_] + start,
             }  # fmt: skip
             path = save_part(self.parts, start, ".npz", lambda file: np.savez(file, **found))  # type: ignore[arg-type]
-        return {"start": start, "stop": stop, "file": path.name}
+            results = len(found["rows"])
+        return {"start": start, "stop": stop, "file": path.name, "results": results}
 
 
 class ShardedIndex:
@@ -221,6 +229,7 @@ class ShardedIndex:
             got = str(list(self._passages.shape))
             raise InputError("no passages to search", where=str(file), expected="[N, d]", got=got)
         self.span = span
+        self._held: dict[Path, files.Lock] | None = None
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -241,36 +250,60 @@ class ShardedIndex:
         """As `Index.search`: scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by row.
 
         Finished spans are kept beside the embeddings until all are: a search that is stopped goes on.
+
+        Raises: files.Busy while another process makes the same search.
         """
         require_queries(queries, k, self.dim)
         span = self.span or span_of(len(self), self.cluster.shard, len(queries) * self.dim)
         k, spans = min(k, len(self)), range(0, len(self), span)
         if len(spans) == 1 or not len(queries):
             return build_index(self._passages).search(queries, k, progress=progress)
-        parts = self._parts(queries, k, span)
+        with self.together():
+            return self._merged(queries, k, spans, progress)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Searches in it keep their finished spans until the last one has ended: where one is stopped, those before it
+        are not made again, either."""
+        if self._held is not None:
+            yield
+            return
+        held = self._held = {}
+        try:
+            yield
+            for parts in held:
+                shutil.rmtree(parts, ignore_errors=True)
+        finally:
+            self._held = None
+            for lock in held.values():
+                lock.remove()
+
+    def _merged(self, queries: Embeddings, k: int, spans: range, progress: str) -> Lists:
+        """The best k of all spans' files, which are merged as they come."""
+        parts = self._parts(queries, k, spans.step)
         best = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
         with progress_bar(progress, total=len(self), unit="passages") as bar:
             waiting: list[Path] = []
-            results = 0
-            for start, path in self._made(parts, k, spans):
+            size, most = 0, max(WAITING, RESULT * len(queries) * k)
+            for start, path, results in self._made(parts, k, spans):
                 waiting.append(path)
-                results += _results(path)
-                if results >= len(queries) * k:  # sorted again once for every such part, not for every file
-                    best, waiting, results = _joined(best, waiting, k), [], 0
-                bar.update(min(span, len(self) - start))
-            if waiting:
-                best = _joined(best, waiting, k)
-        shutil.rmtree(parts, ignore_errors=True)
-        return best
+                size += RESULT * results + OFFSET * len(queries)
+                if size >= most:  # sorted again once for every such part, not for every file
+                    best, waiting, size = joined(best, waiting, k), [], 0
+                bar.update(min(spans.step, len(self) - start))
+        return joined(best, waiting, k) if waiting else best
 
     def _parts(self, queries: Embeddings, k: int, span: int) -> Path:
-        """The folder of this search's spans; with the queries in it."""
+        """The folder of this search's spans, held for this process; with the queries in it."""
         note = self.file.with_name(f"{self.file.name}.json")
         of = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else files.sha256(self.file)
         digest = hashlib.sha256(f"{of} {k} {span} {queries.shape}".encode())
         for block in blocks(queries):
             digest.update(block.data)
         parts = self.file.with_name(f".{self.file.name}.{digest.hexdigest()[:16]}.search")
+        assert self._held is not None, "within `together`"
+        if parts not in self._held:
+            self._held[parts] = files.Lock(parts.parent, parts.name)
         parts.mkdir(exist_ok=True)
         if not (parts / "queries.npy").exists():
             with files.whole(parts / "queries.npy") as partial, partial.open("wb") as file:
@@ -280,22 +313,19 @@ class ShardedIndex:
                     file.write(block.astype("<f4", copy=False).tobytes())
         return parts
 
-    def _made(self, parts: Path, k: int, spans: range) -> Iterator[tuple[int, Path]]:
-        """First row and file of every span: those that are there, then the workers'."""
-        todo: list[Answer] = []
-        for start in spans:
-            path = whole_part(parts, start, ".npz")
-            if path is not None:
-                yield start, path
-            else:
-                todo.append({"start": start, "stop": min(start + spans.step, len(self))})
+    def _made(self, parts: Path, k: int, spans: range) -> Iterator[tuple[int, Path, int]]:
+        """First row, file and number of results of every span: those that are there, then the workers'."""
+        there = whole_parts(parts, spans, ".npz")
+        for start, path in there.items():
+            yield start, path, _results(path)
+        todo = [{"start": start, "stop": min(start + spans.step, len(self))} for start in spans if start not in there]
         if todo:
             job = SearchJob(
                 str(self.file.absolute()), str((parts / "queries.npy").absolute()), len(self), str(parts.absolute()), k
             )
             with closing(self.cluster.map(self.worker, (job,), todo, threads=True)) as answers:
                 for answer in answers:
-                    yield answer["start"], arrived(parts / answer["file"])
+                    yield answer["start"], arrived(parts / answer["file"]), answer["results"]
 
 
 def search_splits(
@@ -310,21 +340,28 @@ def search_splits(
         queries: embeddings of all queries.
         asked: for each split its rows of ``queries``, and passages a query.
     """
-    deepest = max(depth for _, depth in asked.values())
-    more = sum(len(rows) * (deepest - depth) for rows, depth in asked.values())
-    depths = {depth for _, depth in asked.values()} if more > _MORE else {deepest}
     found: dict[str, Lists] = {}
-    for job in sorted(depths):
-        splits = [split for split, (_, depth) in asked.items() if depth == job or len(depths) == 1]
-        sizes = [len(asked[split][0]) for split in splits]
-        scores, rows = index.search(
-            Chosen(queries, np.concatenate([asked[split][0] for split in splits])), job,
-            progress=f"search {', '.join(splits)}",
-        )
-        for split, end, size in zip(splits, np.cumsum(sizes), sizes, strict=True):
-            part = (slice(end - size, end), slice(asked[split][1]))
-            found[split] = (scores[part], rows[part])
+    with index.together():
+        for depth, splits in jobs({split: (len(rows), depth) for split, (rows, depth) in asked.items()}):
+            sizes = [len(asked[split][0]) for split in splits]
+            scores, rows = index.search(
+                Chosen(queries, np.concatenate([asked[split][0] for split in splits])), depth,
+                progress=f"search {', '.join(splits)}",
+            )  # fmt: skip
+            for split, end, size in zip(splits, np.cumsum(sizes), sizes, strict=True):
+                part = (slice(end - size, end), slice(asked[split][1]))
+                found[split] = (scores[part], rows[part])
     return found
+
+
+def jobs(asked: Mapping[str, tuple[int, int]]) -> list[tuple[int, list[str]]]:
+    """Depth and splits of each search, by depth.  ``asked``: queries of each split, and passages a query."""
+    deepest = max(depth for _, depth in asked.values())
+    more = sum(queries * (deepest - depth) for queries, depth in asked.values())
+    if more <= _MORE:
+        return [(deepest, list(asked))]
+    depths = sorted({depth for _, depth in asked.values()})
+    return [(depth, [split for split, (_, own) in asked.items() if own == depth]) for depth in depths]
 
 
 def span_of(rows: int, least: int, work: int = 0) -> int:
@@ -345,22 +382,25 @@ def _results(path: Path) -> int:
         return int(found["offsets"][-1])
 
 
-def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
-    """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time."""
+def joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
+    """The best k with these spans' files; only lists that they add to are sorted again, some queries at a time.
+
+    Takes the files' size, 8 bytes a query, and what `CELLS` says; one query's results are not divided.
+    """
     spans = []
+    added = np.zeros(len(best[0]), np.int64)  # to each list
     for path in paths:
         with np.load(path, allow_pickle=False) as found:
             spans.append((found["offsets"], found["scores"], found["rows"]))
-    for start in range(0, len(best[0]), _QUERIES):
-        stop = min(start + _QUERIES, len(best[0]))
-        counts = np.array([np.diff(offsets[start : stop + 1]) for offsets, _, _ in spans])
-        width = int(counts.sum(axis=0).max(initial=0))
+        added += np.diff(spans[-1][0])
+    for start, stop in _blocks(added, k):
+        width = int(added[start:stop].max())
         if not width:
             continue
         padded = np.full((stop - start, width), -np.inf, np.float32), np.full((stop - start, width), -1, np.int64)
         filled = np.zeros(stop - start, np.int64)
-        for (offsets, scores, rows), own in zip(spans, counts, strict=True):
-            part = slice(offsets[start], offsets[stop])
+        for offsets, scores, rows in spans:
+            part, own = slice(offsets[start], offsets[stop]), np.diff(offsets[start : stop + 1])
             at = np.repeat(np.arange(stop - start), own)
             place = np.arange(len(at)) - np.repeat(np.cumsum(own) - own, own) + filled[at]
             padded[0][at, place], padded[1][at, place] = scores[part], rows[part]
@@ -369,6 +409,19 @@ def _joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
         some = padded[0][touched - start], padded[1][touched - start]
         best[0][touched], best[1][touched] = merged((best[0][touched], best[1][touched]), some, k)
     return best
+
+
+def _blocks(added: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
+    """Ranges of lists, in order, that have at most `CELLS` results when each is filled up to the longest, or are one.
+
+    Args:
+        added: int64 [Q], results that join each list's k.
+    """
+    start, most = 0, max(1, CELLS // k)
+    while start < len(added):
+        widest = k + np.maximum.accumulate(added[start : start + most])
+        fits = int(np.searchsorted(widest * np.arange(1, len(widest) + 1), CELLS, side="right"))
+        yield start, (start := start + max(1, fits))
 
 
 def _shared(path: Path) -> Path:

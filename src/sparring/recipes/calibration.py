@@ -32,10 +32,11 @@ from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import SHARD, assemble, encode
 from sparring.phases.evaluate import evaluate, run_of
 from sparring.phases.fit import Feed, Name, Scorer, Step, Trainee, fit, make_trainee
-from sparring.phases.index import Kind, build_index, merged
+from sparring.phases.index import Kind, Lists, build_index
 from sparring.phases.mine import mine
 from sparring.phases.parts import arrived, save_part
 from sparring.phases.rerank import score_pairs
+from sparring.phases.sharded import joined
 from sparring.phases.stats import paired_test
 from sparring.recipes.rehearsal import Unit, UpdateKind
 from sparring.recipes.settings import RunConfig
@@ -209,14 +210,29 @@ def small(b: Bench, passages: int, dev: int, depth: int) -> None:
     index.search(asked, k)
     with b.measured("score", len(asked) * count):
         found = index.search(asked, k)
-    with b.measured("merged result", 2 * found[0].size):
-        merged(found, found, k)
+    merging(b, found)
     heads = {i: np.array([i]) for i in range(len(asked))}
     with Watch() as watch:
         mine(asked, np.arange(len(asked)), heads, index, np.arange(count), depth=k)
     both = b.costs["score"] * (len(asked) * count)
     b.costs["list entry"] = _less(watch.cost, both) * (1 / (len(asked) * k))
     results(b, dev, min(b.config.search_depth, passages))
+
+
+def merging(b: Bench, found: Lists) -> None:
+    """What merging as many results as there are costs: lists, and two files with half of other passages' each."""
+    scores, rows = found
+    queries, k = scores.shape
+    with tempfile.TemporaryDirectory(prefix="sparring-plan-") as place:
+        paths = []
+        for part in range(2):
+            own = slice(part, None, 2)
+            paths.append(Path(place) / f"{part}.npz")
+            offsets = np.arange(queries + 1) * scores[:, own].shape[1]
+            others = rows[:, own].ravel() + len(b.dataset.corpus)
+            np.savez(paths[-1], offsets=offsets, scores=scores[:, own].ravel(), rows=others)
+        with b.measured("merged result", 2 * scores.size):
+            joined((scores.copy(), rows.copy()), paths, k)
 
 
 def this_process() -> Cost | None:

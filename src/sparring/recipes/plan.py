@@ -268,9 +268,10 @@ def _rates(
     texts = [part for row in rows.tolist() for part in (corpus.id(row), corpus.title(row), corpus.body(row))]
     lengths = {"retriever": b.sample.feed.retriever_passages.lengths, "ranker": b.sample.feed.ranker_passages.lengths}
     tokens = {name: 4 * float(np.mean(lengths[name.split()[0]])) + scaling.OFFSETS for name in stores}
-    units = ("passage", "score", "list entry")
+    units = ("passage", "list entry")
     amounts = {unit: sum(work.amount for work in x.work if work.unit == unit) for unit in units}
     refreshes = amounts["passage"] / s.passages
+    mined = max(run.mine_depth, round(amounts["list entry"] / s.train / refreshes))
     free = memory_available()
     on_cpu = b.accelerator.device.type == "cpu"
     return Rates(
@@ -280,8 +281,7 @@ def _rates(
         disk=b.costs["byte"].wall, network=network,
         text=sum(len(part.encode()) for part in texts) / len(rows) + scaling.ROW, tokens=sum(tokens.values()),
         read=tokens["retriever passage"], stores=len(stores), dim=s.dim,
-        queries=round(amounts["score"] / s.passages / refreshes),
-        depth=max(run.search_depth, run.mine_depth, round(amounts["list entry"] / s.train / refreshes)),
+        asked={"dev": (s.dev, run.search_depth), "test": (s.test, run.search_depth), "train": (s.train, mined)},
         refreshes=refreshes, wanted=run.index, threads=threads,
         gpus=0 if on_cpu else max(1, torch.cuda.device_count()), shard=run.ray_shard,
         memory=None if free is None else free + (resident_bytes() or 0),

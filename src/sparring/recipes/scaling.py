@@ -9,13 +9,13 @@ Nothing is taken to overlap.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sparring.log import table
 from sparring.phases.index import HNSW_LINKS, choose_kind
-from sparring.phases.sharded import span_of
+from sparring.phases.sharded import CELLS, WAITING, jobs, span_of
 
 FLOAT, PAIR = 4, 12
 """Bytes of a component of an embedding, and of a row with its score in a list."""
@@ -31,8 +31,9 @@ QUERIES_AT_ONCE, BLOCK = 16384, 1 << 17
 """Queries searched in one pass over the file, passages read at a time (`phases/index.py`)."""
 SEARCHED, SPANNED = 2, 4
 """Lists of all queries that are in memory at once, counted as `PAIR` bytes a result: while one process searches, and
-while a worker on a cluster merges a span into its running top k (49 bytes a result) or the starting process the spans'
-files (37, and up to 12 more: as many results as the lists have wait to be merged)."""
+while a worker on a cluster merges a span into its running top k (49 bytes a result)."""
+CELL = 100
+"""Bytes of a result while lists are sorted together (`phases/sharded.py`)."""
 FULL = 0.9
 """Share of a machine's memory or disk that can be used."""
 
@@ -57,7 +58,7 @@ class Rates:
         tokens, read: bytes of its tokens in all stores, and in the retriever's, which workers read.
         stores: token stores of passages; 1 where both models have the same tokens.
         dim: of an embedding.
-        queries, depth: searched at a refresh, and passages kept of each.
+        asked: for each split in the order in which they are searched: queries at a refresh, and passages kept of each.
         refreshes: how often the whole corpus is encoded and searched.
         wanted: ``run.index``.
         threads, gpus: threads and GPUs of a worker; ``encode`` is one GPU's or all threads', ``score`` all threads'.
@@ -80,8 +81,7 @@ class Rates:
     read: float
     stores: int
     dim: int
-    queries: int
-    depth: int
+    asked: Mapping[str, tuple[int, int]]
     refreshes: float
     wanted: str
     threads: int
@@ -89,6 +89,11 @@ class Rates:
     shard: int
     memory: int | None
     room: int
+
+    @property
+    def queries(self) -> int:
+        """Searched at a refresh, all splits'."""
+        return sum(queries for queries, _ in self.asked.values())
 
     @property
     def hands(self) -> int:
@@ -126,7 +131,8 @@ class Scale:
         network: seconds in which all that is written and read passes the shared file system's line, a refresh.
         stored: bytes of all files at their most: texts, tokens, embeddings, and shards or lists beside them.
         kind: what ``run.index`` comes to at this size: exact, hnsw, ivf or milvus.
-        exact: bytes of memory for exact search, of each machine; it reads the file block by block.
+        exact: bytes of memory for exact search, of the starting machine, which merges the lists beside its workers;
+            files are read block by block.
         hnsw, ivf: bytes of memory in which one process would hold such an index of the whole corpus.
         converted: bytes of memory in which it converts the texts.
         memory, room: bytes that are free, as in `Rates`.
@@ -232,47 +238,68 @@ def _kind(r: Rates, passages: int) -> str:
 
 
 def _here(r: Rates, passages: int) -> Refresh:
-    """A refresh in one process."""
+    """A refresh in one process: one search for each split."""
     vectors = passages * r.dim * FLOAT
-    passes = math.ceil(r.queries / QUERIES_AT_ONCE)
+    passes = sum(_passes(queries) for queries, _ in r.asked.values())
     reads = 0 if r.fits(vectors) else 3 + passes  # joining the shards, the checksum, the look for NaN, every pass
+    exact = kept = 0.0
+    for queries, depth in r.asked.values():
+        k = min(depth, passages)
+        exact = max(exact, kept + _searching(r, passages, queries, k, SEARCHED))
+        kept += queries * k * PAIR
     return Refresh(
         compute=passages * (r.encode + r.queries * r.score), alone=vectors * r.join + passages * r.index,
-        disk=(1 + reads) * vectors * r.disk, network=0.0, found=0.0,
-        exact=_searching(r, passages, min(r.depth, passages), SEARCHED),
+        disk=(1 + reads) * vectors * r.disk, network=0.0, found=0.0, exact=exact,
     )  # fmt: skip
 
 
 def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
     """A refresh on a cluster (`sparring.phases.sharded`)."""
-    vectors, asked, k = passages * r.dim * FLOAT, r.queries * r.dim * FLOAT, min(r.depth, passages)
-    hands, kept = workers * r.hands, r.fits(vectors)
-    rows = span_of(passages, r.shard, r.queries * r.dim)
-    spans = math.ceil(passages / rows)
+    vectors = passages * r.dim * FLOAT
     slower = 1 if r.gpus or passages <= r.shard else r.threads  # than all threads; one shard alone is not handed out
-    encoding = _most(passages, r.shard, hands) * r.encode * slower
-    join = vectors * (r.digest + r.join)
-    passed = passages * r.read + vectors * (3 if kept else 5)
+    encoding = _most(passages, r.shard, workers * r.hands) * r.encode * slower
     # shards written, their checksums, the file; where they are not in memory, the shards again and the file's checksum
-    if spans == 1:  # searched by the starting process, as without a cluster
-        lists = _searching(r, passages, k, SEARCHED)
-        alone = join + passages * (r.index + r.queries * r.score)
-        passed += 0 if kept else vectors * (1 + math.ceil(r.queries / QUERIES_AT_ONCE))
-        return Refresh(encoding, alone, 0.0, passed / r.network, 0.0, lists)
+    passed = passages * r.read + vectors * (3 if r.fits(vectors) else 5)
+    compute, alone, found, exact, kept = encoding, vectors * (r.digest + r.join), 0.0, 0.0, 0.0
+    for depth, splits in jobs(r.asked):
+        queries, k = sum(r.asked[split][0] for split in splits), min(depth, passages)
+        job = _job(r, passages, workers, queries, k)
+        compute, alone, passed = compute + job.compute, alone + job.alone, passed + job.network * r.network
+        found, exact = found + job.found, max(exact, kept + job.exact)
+        kept += queries * k * PAIR
+    return Refresh(compute, alone, 0.0, passed / r.network, found, exact)
+
+
+def _job(r: Rates, passages: int, workers: int, queries: int, k: int) -> Refresh:
+    """One search on a cluster."""
+    vectors, asked, hands = passages * r.dim * FLOAT, queries * r.dim * FLOAT, workers * r.hands
+    rows = span_of(passages, r.shard, queries * r.dim)
+    spans = math.ceil(passages / rows)
+    if spans == 1:  # by the starting process, as without a cluster
+        read = 0 if r.fits(vectors) else vectors * (1 + _passes(queries))
+        alone, exact = passages * (r.index + queries * r.score), _searching(r, passages, queries, k, SEARCHED)
+        return Refresh(0.0, alone, 0.0, read / r.network, 0.0, exact)
     busy = min(hands, spans)
-    results = r.queries * busy * min(k, rows) * _left(math.ceil(spans / busy))
-    lists = results * PAIR + r.queries * spans * OFFSET
-    cached = r.fits(r.hands * rows * r.dim * FLOAT)
-    passes = 0 if cached else math.ceil(r.queries / QUERIES_AT_ONCE)
-    passed += vectors * (1 + passes) + asked * (1 + min(workers, spans)) + 2 * lists
+    results = queries * busy * min(k, rows) * _left(math.ceil(spans / busy))
+    lists, waiting = results * PAIR + queries * spans * OFFSET, max(WAITING, queries * k * PAIR)
+    passes = 0 if r.fits(r.hands * rows * r.dim * FLOAT) else _passes(queries)
+    passed = vectors * (1 + passes) + asked * (1 + min(workers, spans)) + lists * (2 if r.fits(waiting) else 3)
+    # of the lists: written, read for their checksums, read to be merged
     own = max(1, (r.threads - 1) // r.gpus) if r.gpus else 1  # threads of one that searches
-    searching = _most(passages, rows, hands) * (r.index + r.queries * r.score * r.threads / own)
-    again = math.ceil(results / (r.queries * k)) * r.queries * k  # the best so far, with every such part of the lists
-    merging = lists * r.digest + (again + results) * r.merge
+    searching = _most(passages, rows, hands) * (r.index + queries * r.score * r.threads / own)
+    again = math.ceil(lists / waiting) * queries * k  # the best so far, with every such part of the lists
+    # the best, what waits, one file that came beyond it, sums of offsets, what is sorted
+    merging = queries * k * PAIR + waiting + queries * (k * PAIR + 2 * OFFSET) + CELLS * CELL
+    spanned = _searching(r, rows, queries, k, SPANNED) + 2 * queries * OFFSET
     return Refresh(
-        compute=encoding + searching, alone=join + merging, disk=0.0, network=passed / r.network, found=lists + asked,
-        exact=min(r.hands, spans) * _searching(r, rows, k, SPANNED),
+        compute=searching, alone=lists * r.digest + (again + results) * r.merge, disk=0.0, network=passed / r.network,
+        found=lists + asked, exact=min(r.hands, spans) * spanned + merging,
     )  # fmt: skip
+
+
+def _passes(queries: int) -> int:
+    """How often the file is read for so many queries."""
+    return math.ceil(queries / QUERIES_AT_ONCE)
 
 
 def _most(passages: int, unit: int, hands: int) -> int:
@@ -288,9 +315,9 @@ def _left(spans: int) -> float:
     return sum(1 / i for i in range(1, spans + 1))
 
 
-def _searching(r: Rates, passages: int, k: int, lists: int) -> float:
+def _searching(r: Rates, passages: int, queries: int, k: int, lists: int) -> float:
     """Bytes of memory for exact search: two blocks of passages, the queries, and so many lists of all of them."""
-    return 2 * min(BLOCK, passages) * r.dim * FLOAT + r.queries * (r.dim * FLOAT + lists * k * PAIR)
+    return 2 * min(BLOCK, passages) * r.dim * FLOAT + queries * (r.dim * FLOAT + lists * k * PAIR)
 
 
 def text(scales: Sequence[Scale], rates: Rates) -> str:
@@ -312,8 +339,8 @@ def text(scales: Sequence[Scale], rates: Rates) -> str:
     return (
         f"{table(rows, head)}\n\n{rates.queries:,} queries, {rates.refreshes:g} refreshes; nothing is taken to overlap."
         f"{shared if several else ''} Once: converting and tokenising, in one process. Training is not divided here "
-        "and takes what is said above. Disk is of all files together, exact search's memory each machine's, HNSW's and "
-        "IVF's that of one process with the whole corpus."
+        "and takes what is said above. Disk is of all files together, exact search's memory the starting machine's, "
+        "HNSW's and IVF's that of one process with the whole corpus."
     )
 
 

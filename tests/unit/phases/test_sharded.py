@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparring.files import Busy
 from sparring.models import load_retriever
 from sparring.phases import sharded
 from sparring.phases.encode import encode
@@ -100,6 +102,44 @@ def test_other_queries_do_not_use_these_spans(passages: Path) -> None:
     assert len(other.done) == 10
 
 
+@pytest.mark.parametrize(
+    ("queries", "passages", "span", "k", "zero"),
+    [(1024, 2048, 32, 25, True), (4000, 1600, 8, 1, False)],
+    ids=["one query ties with all", "offsets are most of the files"],
+)
+def test_merging_stays_within_a_bound(
+    tmp_path: Path, queries: int, passages: int, span: int, k: int, zero: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most: the files that wait, 12 bytes a result and 8 a query (256 KiB here, or as much as the lists, and one
+    file), and 100 bytes for each of the 4,096 results that are sorted together. With a block of all queries as wide
+    as the widest it was 40 MB; with files that wait until they have enough results, 8.7 MB."""
+    monkeypatch.setattr(sharded, "WAITING", 2**18)
+    monkeypatch.setattr(sharded, "CELLS", 4096)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "p.npy", rng.standard_normal((passages, 2)).astype(np.float32))
+    asked = rng.standard_normal((queries, 2)).astype(np.float32)
+    if zero:
+        asked[7] = 0
+    joined, peaks, waited = sharded.joined, [], []
+
+    def watched(best: Any, paths: Sequence[Path], k: int) -> Any:
+        waited.append(sum(path.stat().st_size for path in paths))
+        tracemalloc.start()
+        found = joined(best, paths, k)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(sharded, "joined", watched)
+    scores, rows = ShardedIndex(tmp_path / "p.npy", OneProcess(1), span=span).search(asked, k)  # type: ignore[arg-type]
+    expected = build_index(np.load(tmp_path / "p.npy")).search(asked, k)
+    np.testing.assert_array_equal(rows, expected[1])
+    np.testing.assert_array_equal(scores, expected[0])
+    lists = queries * (12 * k + 8)
+    assert max(peaks) < max(2**18, lists) + lists + 100 * 4096
+    assert min(waited[:-1], default=2**18) >= 2**18, "sorted together"
+
+
 @pytest.mark.parametrize(("kept", "jobs"), [(10**7, [40]), (100, [8, 40])])
 def test_a_split_is_searched_no_deeper_than_it_asks_where_that_costs_much(
     passages: Path, kept: int, jobs: list[int], monkeypatch: pytest.MonkeyPatch
@@ -125,6 +165,43 @@ def test_a_split_is_searched_no_deeper_than_it_asks_where_that_costs_much(
         expected = alone.search(QUERIES[some], depth)
         np.testing.assert_array_equal(found[split][0], expected[0])
         np.testing.assert_array_equal(found[split][1], expected[1])
+
+
+def test_splits_whose_second_search_was_stopped_go_on_with_it(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "_MORE", 10)
+    asked = {"dev": (np.arange(3), 40), "train": (np.arange(3, 25), 8)}
+    first, second = OneProcess(stop_after=14), OneProcess()  # ten spans each; the shallower search comes first
+    with pytest.raises(InputError, match="stopped"):
+        search_splits(ShardedIndex(passages, first, span=32), QUERIES, asked)  # type: ignore[arg-type]
+    found = search_splits(ShardedIndex(passages, second, span=32), QUERIES, asked)  # type: ignore[arg-type]
+    assert sorted(second.done) == sorted(set(range(0, 300, 32)) - set(first.done[10:])), "six of the second's"
+    for split, (rows, depth) in asked.items():
+        expected = build_index(np.load(passages)).search(QUERIES[rows], depth)
+        np.testing.assert_array_equal(found[split][1], expected[1])
+    assert [path.name for path in passages.parent.iterdir()] == ["p.npy"]
+
+
+def test_the_same_search_twice_at_once_is_refused(passages: Path) -> None:
+    class Meanwhile(OneProcess):
+        def map(self, *arguments: Any, **more: Any) -> Any:
+            with pytest.raises(Busy, match="another process"):
+                ShardedIndex(passages, OneProcess(), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+            ShardedIndex(passages, OneProcess(), span=32).search(QUERIES, 9)  # type: ignore[arg-type]
+            yield from super().map(*arguments, **more)
+
+    found = ShardedIndex(passages, Meanwhile(), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found[1], build_index(np.load(passages)).search(QUERIES, 8)[1])
+    assert [path.name for path in passages.parent.iterdir()] == ["p.npy"]
+
+
+def test_the_folder_is_read_once_for_all_spans(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="stopped"):
+        ShardedIndex(passages, OneProcess(stop_after=9), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    read: list[str] = []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: read.append(pattern) or glob(self, pattern))
+    ShardedIndex(passages, OneProcess(1), span=32).search(QUERIES, 8)  # type: ignore[arg-type]
+    assert len(read) == 2, "once before, once by the worker for its one span"
 
 
 def test_no_number_is_named_by_its_row(tmp_path: Path) -> None:
