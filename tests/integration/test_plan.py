@@ -176,5 +176,7 @@ def test_larger_corpora_are_told_from_the_units_of_the_plan(both: tuple[Plan, Pa
     assert rates.merge < 1e-3
     assert rates.join < 1e-6, "over a megabyte a second"
     assert (rates.wanted, rates.gpus, rates.shard) == ("exact", 0, 8192)
-    assert min(depth for _, depth in rates.asked.values()) >= 100, "of a larger corpus, not of the toy's few passages"
+    assert {split: count for split, (count, _) in rates.asked.items()} == {"dev": 12, "test": 12, "train": 40}
+    assert rates.asked["dev"][1] == rates.asked["test"][1] >= 100, "of a larger corpus, not of the toy's few passages"
+    assert rates.asked["train"][1] >= 20, "run.mine_depth"
     assert rates.read <= rates.tokens
