@@ -25,6 +25,7 @@ from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
 from sparring.phases.parts import save_part, whole_parts
+from sparring.phases.vectors import write_npy
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -203,16 +204,8 @@ def _save(parts: Path, start: int, vectors: np.ndarray) -> Path:
 
 
 def assemble(out: Path, manifest: dict[str, Any], shards: list[Path]) -> None:
-    """Join the shards into one file, which appears complete or not at all (its note goes first).
-
-    It is written, not mapped: a map of a file that the full disk has no room for ends the process with a bus error.
-    """
-    shape = (manifest["rows"], manifest["dim"])
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    """Join the shards into one file, which appears complete or not at all (its note goes first)."""
     with files.scratch(beside(out, "tmp"), out) as partial:
-        with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for path in shards:
-                file.write(np.load(path, allow_pickle=False).astype("<f4", copy=False).tobytes())
+        write_npy(partial, (manifest["rows"], manifest["dim"]), (np.load(path, allow_pickle=False) for path in shards))
         write_sealed(_note(out), {**manifest, "sha256": sha256(partial)})
         os.replace(partial, out)

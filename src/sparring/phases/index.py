@@ -36,10 +36,11 @@ EXACT_PASSAGES, EXACT_QUERIES, HNSW_PASSAGES = 100_000, 20_000, 2_000_000
 """The size rule: see `choose_kind`."""
 HNSW_LINKS = 2 * 32 * 4 + 32
 """Bytes that the graph takes for a passage, beside its vector."""
+SCANNED = 1 << 17
+"""Passages read from a file at a time: 200 MB at 384 dimensions."""
 
 _TIE_SLACK, _TIE_LIMIT = 16, 4096  # rows fetched beyond k to order equal scores by row; doubled up to the limit
 _ADD_BLOCK = 65536
-_SCAN_BLOCK = 1 << 17  # passages read from a file at a time: 200 MB at 384 dimensions
 _PRODUCT = 2048  # queries x dimension from which on exact search multiplies matrices
 _CORE = "OPENBLAS_CORETYPE"
 _PROBE = """
@@ -86,8 +87,8 @@ class _Handle(Protocol):
 class _Flat:
     """Brute force over an array that is not copied: one block of passages after another, a running top k.
 
-    Of a file that is memory-mapped for reading, the
-    pages of a block are given back after use, so that a corpus may be larger than memory.
+    Of a file that is memory-mapped for reading, the pages of a block are given back after use, so that a corpus may be
+    larger than memory.
     """
 
     def __init__(self, vectors: np.ndarray, owner: Any = None) -> None:
@@ -98,8 +99,8 @@ class _Flat:
     def search(self, queries: np.ndarray, k: int) -> Lists:
         """As `_Handle.search`."""
         faiss, scores, rows = _faiss(), None, None
-        for start in range(0, self.ntotal, _SCAN_BLOCK):
-            block = self.block(start, _SCAN_BLOCK)
+        for start in range(0, self.ntotal, SCANNED):
+            block = self.block(start, SCANNED)
             found, at = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
             at += start
             if scores is None or rows is None:
@@ -347,8 +348,7 @@ def build_index(
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
     flat = _Flat(embeddings)
     if kind == "exact":
-        for _ in _finite(flat, first):
-            pass
+        _require_finite(flat, first)
         return Index(flat, kind)
     handle = _empty(embeddings, kind, nprobe, seed)
     for block in _finite(flat, first):
@@ -399,8 +399,7 @@ def build_remote(embeddings: np.ndarray, uri: str, alias: str, card: Card) -> In
         InputError: as `build_index`, and whatever the server refuses; the alias is then as it was.
     """
     _require_passages(embeddings)
-    for _ in _finite(_Flat(embeddings)):
-        pass
+    _require_finite(_Flat(embeddings))
     server = Milvus(uri)
     try:
         found = server.make(alias, embeddings, card, alone=True)
@@ -413,6 +412,11 @@ def build_remote(embeddings: np.ndarray, uri: str, alias: str, card: Card) -> In
 def _require_passages(embeddings: np.ndarray) -> None:
     if embeddings.ndim != 2 or not embeddings.size:
         raise InputError("no passages to index", where="embeddings", expected="[N, d]", got=str(list(embeddings.shape)))
+
+
+def _require_finite(flat: _Flat, first: int = 0) -> None:
+    for _ in _finite(flat, first):
+        pass
 
 
 def _finite(flat: _Flat, first: int = 0) -> Iterator[np.ndarray]:

@@ -30,9 +30,9 @@ from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
 from sparring.phases.encode import CODE, Missing, embed_shard
-from sparring.phases.index import Lists, build_index, merged, require_queries
+from sparring.phases.index import SCANNED, Lists, build_index, merged, require_queries
 from sparring.phases.parts import arrived, save_part, whole_part, whole_parts
-from sparring.phases.vectors import Chosen, Embeddings, blocks
+from sparring.phases.vectors import Chosen, Embeddings, blocks, write_npy
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -47,7 +47,7 @@ CELLS = 1 << 18
 """Results of lists that are sorted at a time, with what fills them up; each takes up to 100 bytes meanwhile."""
 RESULT, OFFSET = 12, 8
 """Bytes of a result (its score and its row) in a span's file, and of a query beside its results."""
-_UNIT, _BLOCK = 8192, 1 << 17  # rows: a span ends where the blocks of one process end, so that scores are the same
+_UNIT = 8192  # rows; from `SCANNED` on spans end where the blocks of one process end, so that scores are the same
 
 
 @dataclass(frozen=True)
@@ -306,11 +306,8 @@ class ShardedIndex:
             self._held[parts] = files.Lock(parts.parent, parts.name)
         parts.mkdir(exist_ok=True)
         if not (parts / "queries.npy").exists():
-            with files.whole(parts / "queries.npy") as partial, partial.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": queries.shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for block in blocks(queries):
-                    file.write(block.astype("<f4", copy=False).tobytes())
+            with files.whole(parts / "queries.npy") as partial:
+                write_npy(partial, queries.shape, blocks(queries))
         return parts
 
     def _made(self, parts: Path, k: int, spans: range) -> Iterator[tuple[int, Path, int]]:
@@ -372,7 +369,7 @@ def span_of(rows: int, least: int, work: int = 0) -> int:
         work: multiplications for one row: queries x dimensions.
     """
     wanted = max(least, min(-(-rows // _SPANS), _WORK // max(1, work)))
-    unit = _BLOCK if wanted >= _BLOCK else _UNIT
+    unit = SCANNED if wanted >= SCANNED else _UNIT
     return wanted if wanted < unit else -(-wanted // unit) * unit
 
 
@@ -393,7 +390,7 @@ def joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
         with np.load(path, allow_pickle=False) as found:
             spans.append((found["offsets"], found["scores"], found["rows"]))
         added += np.diff(spans[-1][0])
-    for start, stop in _blocks(added, k):
+    for start, stop in _ranges(added, k):
         width = int(added[start:stop].max())
         if not width:
             continue
@@ -411,7 +408,7 @@ def joined(best: Lists, paths: Sequence[Path], k: int) -> Lists:
     return best
 
 
-def _blocks(added: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
+def _ranges(added: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
     """Ranges of lists, in order, that have at most `CELLS` results when each is filled up to the longest, or are one.
 
     Args:

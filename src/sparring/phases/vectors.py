@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +55,17 @@ def blocks(vectors: Embeddings, size: int = BLOCK) -> Iterator[np.ndarray]:
     for start in range(0, len(vectors), size):
         yield np.ascontiguousarray(vectors[start : start + size], dtype=np.float32)
         give_back(vectors)
+
+
+def write_npy(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """Parts of embeddings, one after another, as one ``.npy`` file of little-endian float32 [N, d].
+
+    It is written, not mapped: a map of a file that the full disk has no room for ends the process with a bus error.
+    """
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(part.astype("<f4", copy=False).tobytes())
 
 
 def finite(vectors: Embeddings) -> bool:

@@ -26,7 +26,7 @@ from sparring import __version__
 from sparring.cluster import Cluster
 from sparring.data import Dataset
 from sparring.data.corrections import Corrections
-from sparring.distributed import choose_tokens, processes, rank, sum_over_processes
+from sparring.distributed import any_process, choose_tokens, processes, rank, sum_over_processes
 from sparring.files import Lock, damaged, digests, sha256, whole
 from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
@@ -436,7 +436,7 @@ class Experiment:
     def _encode_queries(self, name: str, folder: Path) -> np.ndarray:
         """All queries' embeddings; those that are large, in a file of the refresh's folder, which goes when it ends."""
         store = self.feed.retriever_queries
-        out = folder / "queries.npy" if query_bytes(len(store), self.retriever.dim) > QUERIES_IN_MEMORY else None
+        out = folder / "queries.npy" if vector_bytes(len(store), self.retriever.dim) > QUERIES_IN_MEMORY else None
         return encode(
             self.retriever, store, "query", out=out,
             token_budget=self.encode_tokens, dtype=self.dtype, progress=f"{name}: encode queries",
@@ -590,7 +590,8 @@ class Experiment:
             self.run.write_text(f"rounds/{name.replace(' ', '-')}.md", text + "\n")
         if self.config.checkpoints == "rounds" and name.startswith("round "):  # the warm start is kept already
             self.keep(name)
-        if self.best is None or cascade > self.best[1]:
+        better = self.best is None or cascade > self.best[1]
+        if any_process(better, self.accelerator.device):  # rounding may differ, and weights are kept by all or none
             self.best = (name, cascade, generation)
             self.keep("best")
 
@@ -772,9 +773,9 @@ class Progressed:
             raise KeyboardInterrupt
 
 
-def query_bytes(queries: int, dim: int) -> int:
+def vector_bytes(count: int, dim: int) -> int:
     """Bytes of so many embeddings."""
-    return 4 * queries * dim
+    return 4 * count * dim
 
 
 def require_generation(name: str, pools: Pools, expected: str) -> None:

@@ -19,7 +19,7 @@ from sparring.data import Dataset
 from sparring.distributed import processes
 from sparring.models import Ranker, Retriever
 from sparring.models.tokens import expected_size
-from sparring.recipes.experiment import QUERIES_IN_MEMORY, Split, query_bytes
+from sparring.recipes.experiment import QUERIES_IN_MEMORY, Split, vector_bytes
 
 logger = logging.getLogger("sparring")
 
@@ -68,7 +68,7 @@ def forecast(
     states = sum(weights) * (2 + scored + (rounds if run.checkpoints == "rounds" else 0))
     checkpoint = sum(weights) + 2 * trained if run.checkpoints != "none" else 0
     journal = _results(dataset, objects, recipe, splits, rounds, scored) if run.checkpoints != "none" else 0
-    passages, queries = 4 * len(dataset.corpus) * pair[0].dim, query_bytes(len(dataset.queries), pair[0].dim)
+    passages, queries = (vector_bytes(len(texts), pair[0].dim) for texts in (dataset.corpus, dataset.queries))
     filed = queries if queries > QUERIES_IN_MEMORY else 0
     embeddings = max(2 * passages, passages + 2 * filed) * processes()  # shards, and the file they are joined to
     embeddings += 3 * len(dataset.corpus) * pair[0].dim * 4 if run.reencode == "focused" else 0

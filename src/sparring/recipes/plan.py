@@ -29,7 +29,7 @@ from sparring.phases.evaluate import check_measures
 from sparring.phases.mine import positives_of
 from sparring.recipes import scaling
 from sparring.recipes.calibration import NOTHING, Bench, Cost, Watch, calibrate, new_process, tokenised
-from sparring.recipes.experiment import QUERIES_IN_MEMORY, query_bytes
+from sparring.recipes.experiment import QUERIES_IN_MEMORY, vector_bytes
 from sparring.recipes.forecast import Forecast, forecast
 from sparring.recipes.rehearsal import Rehearsal, Sizes, UpdateKind, Work, rehearse
 from sparring.recipes.scaling import Rates, Scale
@@ -359,7 +359,7 @@ def _room(b: Bench, x: Rehearsal, objects: Mapping[str, Any], disk: Forecast) ->
     bm25 = s.passages * (100 + 20 * tokens) if objects["warmup"].retriever_steps else s.passages * 12 * tokens
     on_gpu = b.accelerator.device.type == "cuda"
     b.seen()
-    queries = min(query_bytes(s.queries, s.dim), QUERIES_IN_MEMORY)
+    queries = min(vector_bytes(s.queries, s.dim), QUERIES_IN_MEMORY)
     memory = max(b.peak, b.expected) + 2 * vectors + queries + max(mining, bm25)
     return Room(
         memory=memory, out_peak=disk.most, out_end=disk.stays, cache=disk.cache,

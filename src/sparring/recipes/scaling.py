@@ -14,23 +14,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sparring.log import table
-from sparring.phases.index import HNSW_LINKS, choose_kind
-from sparring.phases.sharded import CELLS, WAITING, jobs, span_of
+from sparring.phases.index import HNSW_LINKS, SCANNED, choose_kind
+from sparring.phases.sharded import CELLS, OFFSET, RESULT, WAITING, jobs, span_of
+from sparring.phases.vectors import BLOCK
 
-FLOAT, PAIR = 4, 12
-"""Bytes of a component of an embedding, and of a row with its score in a list."""
+FLOAT = 4
+"""Bytes of a component of an embedding."""
 ROW, OFFSETS = 24, 12
 """Bytes of a text in a table beside its id, title and text, and in a token store beside its tokens."""
-OFFSET = 8
-"""Bytes of a query in a span's file beside its results."""
 ENTRY = 16
 """Bytes of a passage in clusters (its row, twice), beside its vector."""
 TABLE = 110
 """Bytes of a row in memory while the texts are converted, on one machine: hashes, digests, and sorting them."""
-QUERIES_AT_ONCE, BLOCK = 16384, 1 << 17
-"""Queries searched in one pass over the file, passages read at a time (`phases/index.py`)."""
 SEARCHED, SPANNED = 2, 4
-"""Lists of all queries that are in memory at once, counted as `PAIR` bytes a result: while one process searches, and
+"""Lists of all queries that are in memory at once, counted as `RESULT` bytes a result: while one process searches, and
 while a worker on a cluster merges a span into its running top k (49 bytes a result)."""
 CELL = 100
 """Bytes of a result while lists are sorted together (`phases/sharded.py`)."""
@@ -205,7 +202,7 @@ class Scale:
         """Why it binds, in words."""
         if self.missing:
             return f"does not fit: {self.missing[1]}"
-        return ", ".join(f"{name} {span(value)}" for name, value in self.parts.items() if value) + " in all"
+        return ", ".join(f"{name} {spoken(value)}" for name, value in self.parts.items() if value) + " in all"
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -246,7 +243,7 @@ def _here(r: Rates, passages: int) -> Refresh:
     for queries, depth in r.asked.values():
         k = min(depth, passages)
         exact = max(exact, kept + _searching(r, passages, queries, k, SEARCHED))
-        kept += queries * k * PAIR
+        kept += queries * k * RESULT
     return Refresh(
         compute=passages * (r.encode + r.queries * r.score), alone=vectors * r.join + passages * r.index,
         disk=(1 + reads) * vectors * r.disk, network=0.0, found=0.0, exact=exact,
@@ -266,7 +263,7 @@ def _on_ray(r: Rates, passages: int, workers: int) -> Refresh:
         job = _job(r, passages, workers, queries, k)
         compute, alone, passed = compute + job.compute, alone + job.alone, passed + job.network * r.network
         found, exact = found + job.found, max(exact, kept + job.exact)
-        kept += queries * k * PAIR
+        kept += queries * k * RESULT
     return Refresh(compute, alone, 0.0, passed / r.network, found, exact)
 
 
@@ -281,7 +278,7 @@ def _job(r: Rates, passages: int, workers: int, queries: int, k: int) -> Refresh
         return Refresh(0.0, alone, 0.0, read / r.network, 0.0, exact)
     busy = min(hands, spans)
     results = queries * busy * min(k, rows) * _left(math.ceil(spans / busy))
-    lists, waiting = results * PAIR + queries * spans * OFFSET, max(WAITING, queries * k * PAIR)
+    lists, waiting = results * RESULT + queries * spans * OFFSET, max(WAITING, queries * k * RESULT)
     passes = 0 if r.fits(r.hands * rows * r.dim * FLOAT) else _passes(queries)
     passed = vectors * (1 + passes) + asked * (1 + min(workers, spans)) + lists * (2 if r.fits(waiting) else 3)
     # of the lists: written, read for their checksums, read to be merged
@@ -289,7 +286,7 @@ def _job(r: Rates, passages: int, workers: int, queries: int, k: int) -> Refresh
     searching = _most(passages, rows, hands) * (r.index + queries * r.score * r.threads / own)
     again = math.ceil(lists / waiting) * queries * k  # the best so far, with every such part of the lists
     # the best, what waits, one file that came beyond it, sums of offsets, what is sorted
-    merging = queries * k * PAIR + waiting + queries * (k * PAIR + 2 * OFFSET) + CELLS * CELL
+    merging = queries * k * RESULT + waiting + queries * (k * RESULT + 2 * OFFSET) + CELLS * CELL
     spanned = _searching(r, rows, queries, k, SPANNED) + 2 * queries * OFFSET
     return Refresh(
         compute=searching, alone=lists * r.digest + (again + results) * r.merge, disk=0.0, network=passed / r.network,
@@ -299,7 +296,7 @@ def _job(r: Rates, passages: int, workers: int, queries: int, k: int) -> Refresh
 
 def _passes(queries: int) -> int:
     """How often the file is read for so many queries."""
-    return math.ceil(queries / QUERIES_AT_ONCE)
+    return math.ceil(queries / BLOCK)
 
 
 def _most(passages: int, unit: int, hands: int) -> int:
@@ -317,14 +314,14 @@ def _left(spans: int) -> float:
 
 def _searching(r: Rates, passages: int, queries: int, k: int, lists: int) -> float:
     """Bytes of memory for exact search: two blocks of passages, the queries, and so many lists of all of them."""
-    return 2 * min(BLOCK, passages) * r.dim * FLOAT + queries * (r.dim * FLOAT + lists * k * PAIR)
+    return 2 * min(SCANNED, passages) * r.dim * FLOAT + queries * (r.dim * FLOAT + lists * k * RESULT)
 
 
 def text(scales: Sequence[Scale], rates: Rates) -> str:
     """The table, and what it assumes."""
     rows = [
         [
-            f"{s.passages:,}", str(s.workers), span(s.once + s.once_files), span(s.refresh), span(s.total),
+            f"{s.passages:,}", str(s.workers), spoken(s.once + s.once_files), spoken(s.refresh), spoken(s.total),
             size(s.stored), size(s.exact), size(s.hnsw), size(s.ivf), size(s.converted), f"{s.binds}: {s.reason}",
         ]
         for s in scales
@@ -344,7 +341,7 @@ def text(scales: Sequence[Scale], rates: Rates) -> str:
     )
 
 
-def span(seconds: float) -> str:
+def spoken(seconds: float) -> str:
     """Seconds in the unit that people would use."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:

@@ -127,7 +127,7 @@ def test_importing_faiss_leaves_the_environment_as_it_was() -> None:
 @pytest.mark.parametrize("block", [1, 3, 7, 1000])
 def test_blocks_of_passages_give_the_list_of_the_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small integers, so that scores are exact and many are equal, within blocks and across them."""
-    monkeypatch.setattr(module, "_SCAN_BLOCK", block)
+    monkeypatch.setattr(module, "SCANNED", block)
     rng = np.random.default_rng(4)
     passages, queries = rng.integers(-1, 2, (60, 3)), rng.integers(-1, 2, (9, 3))
     scores, rows = build_index(passages.astype(np.float32)).search(queries.astype(np.float32), 17)
@@ -141,7 +141,7 @@ def test_blocks_of_passages_give_the_list_of_the_whole(block: int, monkeypatch: 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of resident memory")
 def test_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 MB of embeddings are searched; of the file no more than a few blocks of 1 MB stay resident."""
-    monkeypatch.setattr(module, "_SCAN_BLOCK", 1 << 12)
+    monkeypatch.setattr(module, "SCANNED", 1 << 12)
     monkeypatch.setattr(module, "_ADD_BLOCK", 1 << 12)
     vectors = np.random.default_rng(0).standard_normal((1 << 18, 64), dtype=np.float32)
     np.save(tmp_path / "passages.npy", vectors)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparring.phases.sharded import SearchJob, SpanSearcher
-from sparring.recipes.scaling import Rates, scaled, size, span, text
+from sparring.recipes.scaling import Rates, scaled, size, spoken, text
 
 RATES = Rates(
     convert=2e-5, tokenise=1e-4, encode=1e-3, score=1e-9, index=1e-6, join=1e-9, digest=5e-10, merge=1e-8, disk=2e-9,
@@ -231,7 +231,7 @@ def test_the_example_of_the_documentation() -> None:
         merge=1e-7, network=10e9 / 8, memory=64 * 2**30, text=600, tokens=1024, read=512, stores=2,
     )  # fmt: skip
     sizes = [scaled(rates, 21_015_324, workers) for workers in (1, 8, 64)]
-    assert [[span(x) for x in (s.compute, s.alone, s.disk, s.network)] for s in sizes] == [
+    assert [[spoken(x) for x in (s.compute, s.alone, s.disk, s.network)] for s in sizes] == [
         ["44.8 h", "3.2 min", "75.3 min", "0.0 s"],
         ["5.6 h", "21.2 min", "0.0 s", "7.1 min"],
         ["44.0 min", "87.6 min", "0.0 s", "14.2 min"],
@@ -240,7 +240,7 @@ def test_the_example_of_the_documentation() -> None:
     assert sizes[2].alone == pytest.approx(merging + 64.56 * (3 + 1) + 285, rel=0.01), "joining; the lists' checksums"
     found = sizes[1]
     assert found.compute == pytest.approx(161 * 16384 * 500_000 * 2 * 768 / 1e11), "161 of 1,283 spans"
-    assert span(found.compute) == "5.6 h"
+    assert spoken(found.compute) == "5.6 h"
     vectors, lists = 21_015_324 * 3072, [500_000 * (w * h * 2400 + 8 * 1283) for w, h in ((8, 5.662), (64, 3.645))]
     assert lists == pytest.approx([59e9, 285e9], rel=0.01)
     assert found.stored == pytest.approx(21_015_324 * 1624 + 2 * vectors), "shards, which take more than the lists"
@@ -256,5 +256,5 @@ def test_the_text_says_what_is_assumed() -> None:
     assert "8 Gbit/s are assumed" in shown
     assert "Gbit" not in text([scaled(RATES, 10**8, 1)], RATES)
     times = (0.5, 90, 3600, 86400 * 3, 86400 * 800)
-    assert [span(s) for s in times] == ["0.5 s", "90 s", "60.0 min", "3.0 days", "2.2 years"]
+    assert [spoken(s) for s in times] == ["0.5 s", "90 s", "60.0 min", "3.0 days", "2.2 years"]
     assert [size(s) for s in (1 << 20, 1 << 30, 1 << 40)] == ["1 MiB", "1.0 GiB", "1.0 TiB"]
