@@ -5,7 +5,9 @@ Run as ``RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python process_work
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,10 +86,10 @@ def main(retriever: str, ranker: str, out: Path) -> None:
         fit(team, pair.scorer(team, broken), broken, draw, steps=1, batch=4)
     except InputError as error:
         logs["error"] = str(error)
-    number = rank()
+    (out / f"logs {rank()}.json").write_text(json.dumps(logs), encoding="utf-8")
+    atexit.register(os.abort)  # what the interpreter's end may come to
+    print("done")  # not flushed
     leave()
-    logs["after leaving"] = processes()
-    (out / f"logs {number}.json").write_text(json.dumps(logs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path, tiny_ce: Path
 
 def train_command(place: Path, out: str, *more: str) -> list[str]:
     """``sparring train`` with settings of seconds, as a module for launchers."""
-    pair = ["--recipe", "ar2", "--retriever", str(place / "st"), "--ranker", str(place / "ce")]
-    options = settings("ar2.retriever_steps=2", "ar2.ranker_steps=2", "run.checkpoint_seconds=0", *more)
+    pair = ["--retriever", str(place / "st"), "--ranker", str(place / "ce")]
+    options = settings("duet.retriever_steps=2", "duet.ranker_steps=2", "run.checkpoint_seconds=0", *more)
     return ["-m", "sparring", "train", str(place / "toy"), *pair, "--out", str(place / out), *options]
 
 
