@@ -148,8 +148,8 @@ def leave() -> None:
     """End this process when all of its run have come here; with one process, nothing.
 
     Without the interpreter's own end: it destroys what DDP, FSDP and gloo's threads share in an order that none of them
-    controls. A thread that waits for the GIL meanwhile never ended (one run in three) or aborted a process that had
-    done all its work (one in thirty), for which torchrun lets the others wait five minutes and then fails them.
+    controls. A thread that waits for the GIL meanwhile never ended (one run in three) or aborted a process whose work
+    was done (seen once), for which torchrun lets the others wait five minutes and then fails them.
     """
     if processes() == 1:
         return
