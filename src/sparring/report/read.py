@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sparring.config import read_toml
+from sparring.log import read_metrics
 from sparring.types import CASCADE, FIXED, RETRIEVER, InputError
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ def read_run_folder(folder: Path) -> Run:
     """
     results = read_json(folder / "results.json")
     environment = read_json(folder / "environment.json")
-    records = read_records(folder / "metrics.jsonl")
+    records = read_metrics(folder / "metrics.jsonl")
     config = read_toml(folder / "config.toml")
     file = folder / "results.json"
     dev, test = (parsed(file, _split, results, name) for name in ("dev", "test"))
@@ -204,21 +205,6 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("this file is not a JSON object", where=str(file), got=type(value).__name__)
     return value
-
-
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; InputError naming the line that is not one."""
-    if not file.is_file():
-        raise InputError("a file of the run is missing", where=str(file), expected="one JSON object a line")
-    found = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(dict(json.loads(line.decode("utf-8"))))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError("a line is not a record", where=f"{file}:{number}", got=str(error)) from None
-    return found
 
 
 def parsed(file: Path, function: Callable[..., T], *arguments: Any) -> T:

@@ -110,7 +110,7 @@ DAMAGES: dict[str, tuple[str, Any, str]] = {
     "audit without a histogram": ("audit.json", lambda v: v["refreshes"][0].pop("histogram"), "audit.json"),
     "no object": ("evidence.json", "[1, 2]", "evidence.json"),
     "no JSON": ("results.json", "{", "results.json"),
-    "a broken record": ("metrics.jsonl", '{"kind": "step"}\n{oops\n', "metrics.jsonl:2"),
+    "a broken record": ("metrics.jsonl", '{"kind": "step", "seconds": 0}\n{oops\n', "metrics.jsonl:2"),
 }
 
 
