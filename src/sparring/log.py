@@ -108,8 +108,11 @@ class Metrics:
         """Bytes of the file so far, and their SHA-256."""
         return {"size": self._size, "sha256": self._digest.hexdigest()}
 
-    def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Take an earlier part of the run over: the first bytes of the file, up to a `mark`; the rest is cut off."""
+    def go_on(self, mark: Mapping[str, Any], *, taken: int = 0) -> None:
+        """Take an earlier part of the run over: the first bytes of the file, up to a `mark`; the rest is cut off.
+
+        ``taken``: how many of its first records were another run's, which had a clock of its own.
+        """
         assert self.path is not None
         size = int(mark["size"])
         found = self.path.read_bytes() if self.path.is_file() else b""
@@ -124,7 +127,7 @@ class Metrics:
         with self.path.open("r+b") as file:
             file.truncate(size)
         self.records = read_metrics(self.path)
-        self.start -= self.records[-1]["seconds"] if self.records else 0.0
+        self.start -= self.records[-1]["seconds"] if len(self.records) > taken else 0.0
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Append a finished record, another run's for example."""

@@ -67,10 +67,10 @@ class RunDir:
         logger.info("%s: %.1f s", name, seconds)
         return result
 
-    def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Take over what an earlier process recorded in the metrics, up to a mark."""
-        self.metrics.go_on(mark)
-        own = [r for r in self.metrics.records if r["kind"] == "phase"]
+    def go_on(self, mark: Mapping[str, Any], *, taken: int = 0) -> None:
+        """Take over what an earlier process recorded in the metrics, up to a mark; ``taken`` as in `Metrics.go_on`."""
+        self.metrics.go_on(mark, taken=taken)
+        own = [r for r in self.metrics.records[taken:] if r["kind"] == "phase"]
         self.phases = [(r["name"], r["took"], r["peak_memory_mb"] * 2**20) for r in own]
 
     def write_text(self, name: str, text: str) -> Path:

@@ -222,6 +222,69 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert all(p.stat().st_mtime_ns == before for p, before in done.items()), "a finished arm was trained again"
 
 
+def cut_in_fit(start: dict[str, Any], out: Path, number: int, patch: pytest.MonkeyPatch) -> list[str]:
+    """Cut a comparison off in its n-th training phase.  -> the labels of all that begin, then and later"""
+    real, begun = experiment.fit, []
+
+    def fit(*args: Any, **options: Any) -> Any:
+        begun.append(options["label"])
+        if len(begun) == number:
+            raise Stop
+        return real(*args, **options)
+
+    patch.setattr(experiment, "fit", fit)
+    with pytest.raises(Stop):
+        compare(**start, out=out)
+    return begun
+
+
+@pytest.fixture(scope="module")
+def small(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Arguments of a comparison of one arm and one seed, and what it leaves."""
+    arguments, out = {**start, "recipes": "separate", "seeds": 1}, tmp_path_factory.mktemp("small") / "compared"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ship", lambda *_: None)
+        compare(**arguments, out=out)
+    return arguments, out
+
+
+@pytest.mark.usefixtures("unshipped")
+@pytest.mark.parametrize(("number", "where"), [(5, "tuning/separate-1"), (13, "seed-0/separate")])
+def test_an_unfinished_arm_goes_on(
+    number: int, where: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a trial and in an arm: the phase that was cut off is the first that is trained again, and the bits are the
+    same; nothing that served to go on is left."""
+    out = tmp_path / "cut"
+    begun = cut_in_fit(small[0], out, number, monkeypatch)
+    assert (out / where / "journal.jsonl").is_file()
+    compare(**small[0], out=out)
+    assert begun[number] == begun[number - 1] != begun[number - 2], begun
+    assert_same(out, small[1])
+
+
+@pytest.mark.usefixtures("unshipped")
+@pytest.mark.parametrize("changed", ["journal.jsonl", "checkpoint", "journal", "metrics.jsonl", "settings"])
+def test_an_unfinished_arm_that_cannot_go_on_begins_again(
+    changed: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged files of it, or another configuration, do not stand in the way of a comparison."""
+    out = tmp_path / "cut"
+    trial = out / "tuning" / "separate-1"
+    if changed == "settings":
+        begun = cut_in_fit({**small[0], "budget": 128}, out, 5, monkeypatch)
+    else:
+        begun = cut_in_fit(small[0], out, 5, monkeypatch)
+        file = trial / changed
+        file = max(file.glob("*.[sn]*"), key=lambda path: path.stat().st_size) if file.is_dir() else file
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+    compare(**small[0], out=out)
+    assert begun[5] == "1-ranker"
+    assert_same(out, small[1])
+
+
 @pytest.mark.usefixtures("unshipped")
 def test_an_unfinished_warm_start_goes_on(
     whole: tuple[Path, Comparison], start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

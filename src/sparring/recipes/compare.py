@@ -47,7 +47,7 @@ from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
 from sparring.recipes.experiment import Experiment, load_kept
-from sparring.recipes.journal import clear, differences
+from sparring.recipes.journal import Journal, clear, differences
 from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import (
@@ -62,7 +62,7 @@ from sparring.recipes.train import (
 )
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import unfinished
+from sparring.rundir import JOURNAL, unfinished
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -258,14 +258,43 @@ class Seed:
         self.folder, self.run, self.plan, self.materials = folder, run, plan, materials
         self._open: tuple[Experiment, Baselines] | None = None
 
-    def branch(self, folder: Path) -> tuple[Experiment, Baselines]:
-        """The warm start in a run folder of its own; what lies in that folder is an unfinished arm and is removed."""
+    def branch(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
+        """The warm start in a run folder of its own, to be trained with this configuration. A stopped branch goes on,
+        when it was begun from this warm start with the same one; anything else that lies there is removed."""
         if self._open is None:
             self._open = self._warm()
         x, baselines = self._open
+        facts = {"settings": json.loads(json.dumps(asdict(config))), "warm": self.warm_digest()}
+        try:
+            if (journal := stopped(folder, recipe, facts)) is not None:
+                return x.branch(folder, journal), baselines
+        except InputError as error:
+            logger.warning("%s begins again: %s", folder, error)
         if folder.exists():
             shutil.rmtree(folder)
-        return x.branch(folder), baselines
+        journal = Journal(None if self.run.checkpoints == "none" else folder)
+        branch = x.branch(folder, journal)
+        if journal.folder is not None:
+            journal.add("begin", recipe, metrics=branch.run.metrics.mark(), forwards={}, **facts)
+        return branch, baselines
+
+    def contend(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
+        """A branch with all its rounds behind it, on dev alone. One that cannot go on begins again."""
+        x, baselines = self.branch(folder, recipe, config)
+        goes_on = x.journal.replaying
+        try:
+            contend(x, recipe, config, baselines)
+        except NotFinite:
+            raise
+        except InputError as error:
+            if not goes_on:
+                raise
+            logger.warning("%s begins again: %s", folder, error)
+            shutil.rmtree(folder)
+            x, baselines = self.branch(folder, recipe, config)
+            contend(x, recipe, config, baselines)
+        x.journal = Journal(None)  # what comes now is short, and is done again by a process that goes on
+        return x, baselines
 
     def _warm(self) -> tuple[Experiment, Baselines]:
         shared, m = self.folder / "shared", self.materials
@@ -282,8 +311,7 @@ class Seed:
             corrections=m.corrections, cache=m.cache, command=m.command, again=again,
         )  # fmt: skip
         if again:
-            for name in _PASSING:  # of a process that was killed right after `baselines.npz`
-                remove(shared / name)
+            sweep(shared, _PASSING)  # of a process that was killed right after `baselines.npz`
             return x, read_warm(x, shared)
         try:
             baselines = prepare(x, self.plan.warmup)
@@ -357,8 +385,32 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
     return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"], Audits.read(x.run, x.dataset))
 
 
-_PASSING = (LOCK, "journal.jsonl", "journal", "checkpoint", "index")
+_PASSING = (LOCK, JOURNAL, "journal", "checkpoint", "index")
 """What a warm start's folder holds only until it is whole."""
+_ARM_PASSING = (*_PASSING, "vectors")
+"""The same of an arm's folder."""
+
+
+def sweep(folder: Path, passing: Sequence[str]) -> None:
+    """Remove what a finished folder does not need."""
+    for name in passing:
+        remove(folder / name)
+
+
+def stopped(folder: Path, recipe: str, facts: Mapping[str, Any]) -> Journal | None:
+    """The journal of a branch that has come somewhere and was begun with these facts, its first line passed; else None.
+
+    Raises: InputError where it is damaged.
+    """
+    if not unfinished(folder):
+        return None
+    journal = Journal(folder)
+    begun = journal.entries[0] if journal.entries else {}
+    if len(journal.entries) < 2 or begun["name"] != recipe or any(begun[key] != facts[key] for key in facts):
+        return None
+    journal.passed("begin", recipe)
+    logger.info("%s: goes on after %s %s", folder, journal.entries[-1]["kind"], journal.entries[-1]["name"])
+    return journal
 
 
 def named_files(folder: Path, without: Sequence[str]) -> list[str]:
@@ -379,17 +431,17 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
         session.require_from_here(file, found["warm"])
         tried = found["tried"]
     for factor in FACTORS[len(tried) : session.plan.trials]:
-        x, baselines = session.branch(folder / f"{arm.folder}-{factor:g}")
+        place = folder / f"{arm.folder}-{factor:g}"
         logger.info("%s: learning rates x %g, on dev", arm.name, factor)
         try:
-            contend(x, arm.recipe, with_rates(base, factor), baselines)
+            x = session.contend(place, arm.recipe, with_rates(base, factor))[0]
+            x.release()
             assert x.best is not None
             tried.append({"factor": factor, "dev": x.best[1]})
         except NotFinite as error:
             logger.warning("%s: learning rates x %g diverge: %s", arm.name, factor, error)
             tried.append({"factor": factor, "dev": None})
-        x.release()
-        shutil.rmtree(x.run.path)
+        shutil.rmtree(place)
         write_sealed(file, {"settings": settings, "tried": tried, "warm": session.warm_digest()})
     whole = [trial for trial in tried if trial["dev"] is not None]
     if not whole:
@@ -421,16 +473,17 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         facts = finished(folder)[1]
         _require_same(done, facts["settings"], settings)
         session.require_from_here(done, facts["warm"])
+        sweep(folder, _ARM_PASSING)  # of a process that was killed right after `arm.npz`
         return
-    x, baselines = session.branch(folder)
+    logger.info("seed %d: %s ...", session.run.seed, arm.name)
+    own_peak = reset_peak_memory()
+    x, baselines = session.contend(folder, arm.recipe, config)
+    seconds = time.monotonic() - x.run.metrics.start  # of all processes that had a part in it, as is the peak
+    memory = max(peak_memory_bytes(), *(peak for _, _, peak in x.run.phases))
+    x.release()
     objects = {"run": session.run, "warmup": session.plan.warmup, arm.recipe: config}
     x.run.write_text("config.toml", to_toml(objects, {"recipe": arm.recipe}))
     shutil.copy(session.folder / "shared" / "environment.json", folder)
-    logger.info("seed %d: %s ...", session.run.seed, arm.name)
-    own_peak, start = reset_peak_memory(), time.monotonic()
-    contend(x, arm.recipe, config, baselines)
-    seconds, memory = time.monotonic() - start, peak_memory_bytes()
-    x.release()
     outcome = read_test(x, baselines)
     write_results(x, outcome)
     assert x.best is not None
@@ -442,13 +495,12 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         "forwards": x.forwards.to_dict(), "references": len(outcome.test_rows),
         "dev_queries": len(x.dev.rows), "test_queries": len(x.test.rows),
     }  # fmt: skip
-    for place in ("index", "vectors"):
-        shutil.rmtree(folder / place, ignore_errors=True)
     release_memory()
     write_report(folder)
     facts |= {"warm": session.warm_digest(), "states": x.kept["best"]}
-    facts["files"] = digests(folder, named_files(folder, ("states", "audit", "report.html")))
+    facts["files"] = digests(folder, named_files(folder, ("states", "audit", "report.html", *_ARM_PASSING)))
     save_rows(done, rows, facts)
+    sweep(folder, _ARM_PASSING)
 
 
 def gather(folder: Path, plan: Plan, command: str) -> Evidence:

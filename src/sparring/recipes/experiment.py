@@ -28,6 +28,7 @@ from sparring.data import Dataset
 from sparring.data.corrections import Corrections
 from sparring.distributed import any_process, choose_tokens, processes, rank, sum_over_processes
 from sparring.files import Lock, damaged, digests, sha256, whole
+from sparring.log import Metrics
 from sparring.machine import memory_available
 from sparring.models import Ranker, Retriever
 from sparring.models.memory import Pieces
@@ -126,20 +127,26 @@ class Experiment:
         self.audits = Audits(self.run, self.dataset)
         self.watch = Watch(self.run.metrics)
 
-    def branch(self, folder: Path) -> Experiment:
+    def branch(self, folder: Path, journal: Journal | None = None) -> Experiment:
         """The same models and data in a run folder of its own, to train from the weights kept here.
 
-        Results so far (the warm start's) are taken over; forwards are counted from zero.
+        Results so far (the warm start's) are taken over; forwards are counted from zero. ``journal``: the folder's; one
+        with operations is a stopped branch's, which goes on; without one the branch cannot go on.
         """
         self.release()
-        run = RunDir.create(folder)
-        for record in self.run.metrics.records:
-            run.metrics.take(record)
-        if (self.run.path / "audit").is_dir():
-            shutil.copytree(self.run.path / "audit", folder / "audit")
+        journal, before = journal or Journal(None), self.run.metrics.records
+        if journal.replaying:
+            run = RunDir(folder, Metrics(folder / "metrics.jsonl"))
+            journal.resume(run, taken=len(before))
+        else:
+            run = RunDir.create(folder)
+            for record in before:
+                run.metrics.take(record)
+            if (self.run.path / "audit").is_dir():
+                shutil.copytree(self.run.path / "audit", folder / "audit")
         return replace(
             self, run=run, origin=self.origin or self.run.path, forwards=Forwards(), tables=list(self.tables),
-            best=None, journal=Journal(None), kept=dict(self.kept), held=None, _team={},
+            best=None, journal=journal, kept=dict(self.kept), held=None, _team={},
         )  # fmt: skip
 
     # --- going on where a stopped run ended -----------------------------------------------------------------------

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.files import SEAL, explained, remove, seal, sealed, sha256, unsealed
-from sparring.rundir import JOURNAL
+from sparring.phases.checkpoint import Checkpoint
+from sparring.rundir import JOURNAL, RunDir
 from sparring.types import InputError
 
 Entry = Mapping[str, Any]
@@ -43,6 +44,37 @@ class Journal:
     def replaying(self) -> bool:
         """Whether the next operation is in the journal."""
         return self.position < len(self.entries)
+
+    def resume(self, run: RunDir, *, taken: int = 0) -> None:
+        """Take up the run folder as the last operation or a later checkpoint left it.
+
+        ``taken``: how many of its first records were another run's.
+
+        Raises: InputError where the metrics, the checkpoint or the journal's end are missing or damaged.
+        """
+        newest = self.newest()
+        self.inside = newest.get("operation") == len(self.entries)
+        if self.writes:
+            run.go_on(newest["metrics"] if self.inside else self.entries[-1]["metrics"], taken=taken)
+        run.metrics.muted = self.recorded
+        for half_written in run.path.rglob("*.part") if self.writes else ():
+            half_written.unlink()
+
+    def newest(self) -> dict[str, Any]:
+        """What the newest checkpoint was saved with; empty where there is none.
+
+        Raises: InputError when it was saved after operations that the journal does not have.
+        """
+        assert self.folder is not None
+        newest = Checkpoint(self.folder / "checkpoint", 0).facts()
+        if newest.get("operation", 0) > len(self.entries):
+            raise InputError(
+                "the journal of the stopped run is cut", where=str(self.folder / JOURNAL),
+                got=f"{len(self.entries)} lines",
+                expected=f"{newest['operation']} lines, after which the checkpoint was written",
+                fix="this run cannot go on: begin again with another --out",
+            )  # fmt: skip
+        return newest
 
     def recorded(self) -> bool:
         """Whether what happens now is in the metrics already."""

@@ -35,7 +35,6 @@ from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.models.lean import forward_of
 from sparring.models.memory import enough_memory
 from sparring.models.sharding import outline, shard
-from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.evaluate import check_measures
 from sparring.phases.export import export
 from sparring.phases.fit import Feed
@@ -48,7 +47,7 @@ from sparring.recipes.settings import DEFAULT_RECIPE, RunConfig
 from sparring.recipes.summary import Outcome, summarise
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
-from sparring.rundir import JOURNAL, PACKAGES, RunDir, make_folder, require_unused, unfinished, versions
+from sparring.rundir import PACKAGES, RunDir, make_folder, require_unused, unfinished, versions
 from sparring.stores.milvus import Milvus
 from sparring.types import InputError
 
@@ -309,13 +308,7 @@ def begin(
     }  # fmt: skip
     facts = json.loads(json.dumps(facts))
     first = journal.entries[0] if journal.entries else None
-    newest = Checkpoint(run.path / "checkpoint", 0).facts()
-    if newest.get("operation", 0) > len(journal.entries):
-        raise InputError(
-            "the journal of the stopped run is cut", where=str(run.path / JOURNAL), got=f"{len(journal.entries)} lines",
-            expected=f"{newest['operation']} lines, after which the checkpoint was written",
-            fix="this run cannot go on: begin again with another --out",
-        )  # fmt: skip
+    journal.newest()  # refuses one without lines beside a checkpoint
     if first is None:
         if rank() == 0 and (run.path / "metrics.jsonl").is_file():  # stopped before the first line was whole
             run.go_on(run.metrics.mark())
@@ -331,12 +324,7 @@ def begin(
         )  # fmt: skip
     if other:
         logger.warning("%s: goes on in other pieces (same gradient, other rounding): %s", run.path, "; ".join(other))
-    journal.inside = newest.get("operation") == len(journal.entries)
-    if rank() == 0:
-        run.go_on(newest["metrics"] if journal.inside else journal.entries[-1]["metrics"])
-    run.metrics.muted = journal.recorded
-    for half_written in run.path.rglob("*.part") if rank() == 0 else ():
-        half_written.unlink()
+    journal.resume(run)
     journal.passed("begin", recipe)
     logger.info("%s: goes on after %s %s", run.path, journal.entries[-1]["kind"], journal.entries[-1]["name"])
 
