@@ -168,15 +168,14 @@ def difference(test: dict) -> str:
 
 def curve(found: dict, folder: Path) -> str:
     """Dev's measure after each round, from the arms' run folders."""
-    from sparring.log import table
-    from sparring.report.read import read_records
+    from sparring.log import read_metrics, table
 
     rows = []
     for arm in found["arms"]:
         seeds = [
             {
                 record["name"]: [r[found["measure"]][0] for r in record["rows"] if r["name"] in ROWS]
-                for record in read_records(folder / place / "metrics.jsonl")
+                for record in read_metrics(folder / place / "metrics.jsonl")
                 if record["kind"] == "evaluate" and record["split"] == "dev"
             }
             for place in arm["folders"]

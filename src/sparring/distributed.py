@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -149,14 +150,16 @@ def leave() -> None:
 
     Without the interpreter's own end: it destroys what DDP, FSDP and gloo's threads share in an order that none of them
     controls. A thread that waits for the GIL meanwhile never ended (one run in three) or aborted a process whose work
-    was done (seen once), for which torchrun lets the others wait five minutes and then fails them.
+    was done (seen once), for which torchrun lets the others wait five minutes and then fails them. A process that ends
+    with an error or by Ctrl-C takes the usual end: its launcher stops the others in any case.
     """
     if processes() == 1:
         return
     dist.barrier()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            stream.flush()
     os._exit(0)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from sparring.types import InputError
+from sparring.types import CannotGoOn, InputError
 
 logger = logging.getLogger("sparring")
 
@@ -118,7 +118,7 @@ class Metrics:
         found = self.path.read_bytes() if self.path.is_file() else b""
         self._size, self._digest = size, hashlib.sha256(found[:size])
         if len(found) < size or self.mark() != mark:
-            raise InputError(
+            raise CannotGoOn(
                 "the metrics of the stopped run are missing or damaged", where=str(self.path),
                 expected=f"{size} bytes as they were written", got=f"{len(found)} bytes",
                 fix="this run cannot go on: begin again with another --out",
@@ -144,15 +144,18 @@ class Metrics:
             self._digest.update(line)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, *, fix: str = "begin again with another --out") -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; a last line that a crash cut short is left out.
 
-    Raises: InputError at the line that is no record.
+    ``fix``: what to do where it is missing or damaged.
+
+    Raises: InputError, at the line that is no record.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise InputError("the metrics cannot be read", where=str(path), got=error.strerror or str(error)) from None
+        got = error.strerror or str(error)
+        raise InputError("the metrics cannot be read", where=str(path), got=got, fix=fix) from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -162,7 +165,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 "a line is not a record", where=f"{path}:{number}", expected='{"kind": ..., "seconds": ...}',
-                got=str(error), fix="the file is damaged: begin again with another --out",
+                got=str(error), fix=fix,
             ) from None  # fmt: skip
         found.append(record)
     return found

@@ -60,3 +60,8 @@ class InputError(ValueError):
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
         labelled = (("where", where), ("expected", expected), ("got", got), ("do", fix))
         super().__init__("\n".join([what, *(f"  {label}: {value}" for label, value in labelled if value)]))
+
+
+class CannotGoOn(InputError):
+    """A stopped run cannot be continued: what it left is missing, damaged, or not what this command would leave."""
+

@@ -15,7 +15,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from test_train import CONFIG
 
 from sparring.distributed import Choice
-from sparring.files import Lock
+from sparring.files import DiskError, Lock
 from sparring.phases.fit import NotFinite
 from sparring.recipes import compare as module
 from sparring.recipes import competition, experiment, train
@@ -248,8 +248,12 @@ def small(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
     return arguments, out
 
 
+SECOND_ROUND = 5
+"""The first phase of a comparison's first trial's second round: after two of the warm start, two of the first round."""
+
+
 @pytest.mark.usefixtures("unshipped")
-@pytest.mark.parametrize(("number", "where"), [(5, "tuning/separate-1"), (13, "seed-0/separate")])
+@pytest.mark.parametrize(("number", "where"), [(SECOND_ROUND, "tuning/separate-1"), (13, "seed-0/separate")])
 def test_an_unfinished_arm_goes_on(
     number: int, where: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,17 +276,81 @@ def test_an_unfinished_arm_that_cannot_go_on_begins_again(
     out = tmp_path / "cut"
     trial = out / "tuning" / "separate-1"
     if changed == "settings":
-        begun = cut_in_fit({**small[0], "budget": 128}, out, 5, monkeypatch)
+        begun = cut_in_fit({**small[0], "budget": 128}, out, SECOND_ROUND, monkeypatch)
     else:
-        begun = cut_in_fit(small[0], out, 5, monkeypatch)
+        begun = cut_in_fit(small[0], out, SECOND_ROUND, monkeypatch)
         file = trial / changed
         file = max(file.glob("*.[sn]*"), key=lambda path: path.stat().st_size) if file.is_dir() else file
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 255
         file.write_bytes(content)
     compare(**small[0], out=out)
-    assert begun[5] == "1-ranker"
+    assert begun[SECOND_ROUND] == "1-ranker"
     assert_same(out, small[1])
+
+
+@pytest.mark.usefixtures("unshipped")
+def test_an_arm_that_goes_on_into_a_full_disk_keeps_what_it_has(
+    small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error; nothing is trained again once there is room."""
+    out = tmp_path / "cut"
+    begun = cut_in_fit(small[0], out, SECOND_ROUND, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "fit", lambda *_, **__: (_ for _ in ()).throw(DiskError("the disk is full")))
+        with pytest.raises(DiskError):
+            compare(**small[0], out=out)
+    compare(**small[0], out=out)
+    assert begun[SECOND_ROUND] == "2-ranker"
+    assert_same(out, small[1])
+
+
+@pytest.fixture(scope="module")
+def two(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Arguments of a comparison of two arms without trials, and what it leaves."""
+    arguments = {**start, "recipes": "separate,ar2", "seeds": 1, "trials": 1}
+    out = tmp_path_factory.mktemp("two") / "compared"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ship", lambda *_: None)
+        compare(**arguments, out=out)
+    return arguments, out
+
+
+@pytest.mark.usefixtures("unshipped")
+@pytest.mark.parametrize("at", ["zero-shot rows", "results", "best damaged", "best gone"])
+def test_an_arm_cut_while_test_is_read(
+    at: str, two: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained again but where the best weights are not as they were; the next arm has all files, too."""
+    out, real = tmp_path / "cut", experiment.fit
+    begun: list[str] = []
+    monkeypatch.setattr(experiment, "fit", lambda *a, **k: (begun.append(k["label"]), real(*a, **k))[1])
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        if at == "zero-shot rows":
+            rows = competition.zero_shot_rows
+            patch.setattr(
+                competition, "zero_shot_rows", lambda x, split, it: (rows if split is x.dev else cut)(x, split, it)
+            )
+        else:
+            patch.setattr(module, "write_results", cut)
+        with pytest.raises(Stop):
+            compare(**two[0], out=out)
+    best = out / "seed-0" / "separate" / "states" / "best"
+    if at == "best damaged":
+        weights = bytearray((best / "ranker.safetensors").read_bytes())
+        weights[-9] ^= 1
+        (best / "ranker.safetensors").write_bytes(weights)
+    elif at == "best gone":
+        shutil.rmtree(best)
+    cut_at = len(begun)
+    compare(**two[0], out=out)
+    again = begun[cut_at:]
+    assert len(again) == (4 if at.endswith("rows") or at == "results" else 8), again
+    assert_same(out, two[1])
 
 
 @pytest.mark.usefixtures("unshipped")

@@ -19,9 +19,12 @@ from test_train import CONFIG
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("kill_worker.py")
-COMPARISON = ("kept weights 1", "kept weights 4", "stored result 1", "stored result 5", "checkpoint 4", "encode shard 3", "index 3")
+COMPARISON = (
+    "kept weights 1", "kept weights 4", "stored result 1", "stored result 5", "checkpoint 4", "encode shard 3",
+    "index 3",
+)  # fmt: skip
 SHORT = ("kept weights 4", "checkpoint 4")
-"""In an arm's warm start and in its rounds; the other points of a comparison are in the long form."""
+"""In a warm start and in a trial; the other points of a comparison are in the long form."""
 ENCODING = ("encode shard 0", "encode shard 7", "assembled 0")
 
 

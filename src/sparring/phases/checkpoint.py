@@ -17,7 +17,7 @@ from torch import Tensor
 from sparring import files
 from sparring.models.sharding import distinct, is_sharded, like, put, whole
 from sparring.phases.fit import Name, Trainee
-from sparring.types import InputError
+from sparring.types import CannotGoOn, InputError
 
 _BEGIN_AGAIN = "this run cannot go on: begin again with another --out"
 
@@ -43,7 +43,12 @@ class Checkpoint:
         return dict(self._content()["facts"]) if self.note.is_file() else {}
 
     def _content(self) -> dict[str, Any]:
-        return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN)
+        try:
+            return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN)
+        except InputError as error:
+            raise CannotGoOn(
+                error.what, where=error.where, expected=error.expected, got=error.got, fix=error.fix
+            ) from None
 
     def due(self) -> bool:
         """Whether it is time for another one."""
@@ -88,7 +93,7 @@ class Checkpoint:
         content = self._content() if self.note.is_file() else None
         path = self.folder / content["file"] if content else self.note
         if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
-            raise InputError(
+            raise CannotGoOn(
                 "the checkpoint is missing or damaged", where=str(path), expected="the file as it was written",
                 fix=_BEGIN_AGAIN,
             )  # fmt: skip

@@ -191,7 +191,7 @@ def calibrate(b: Bench, steps: Mapping[UpdateKind, Step], sizes: tuple[int, int,
                 b.costs[kind] = updates(b, team, kind, step, left / (len(steps) - number))
             left -= own.cost.wall
         save(b, team)
-        handled(b)
+        time_files(b)
 
 
 def small(b: Bench, passages: int, dev: int, depth: int) -> None:
@@ -428,7 +428,7 @@ def save(b: Bench, team: Mapping[Name, Trainee]) -> None:
     b.costs["byte"] = watch.cost * (1 / max(1, written))
 
 
-def handled(b: Bench) -> None:
+def time_files(b: Bench) -> None:
     """What one process does for larger corpora: a table of the sample, shards of embeddings joined into one file. In a
     folder that goes away."""
     corpus, rows = b.dataset.corpus, b.sample.passages.tolist()

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sparring.config import to_toml
@@ -63,7 +64,7 @@ from sparring.recipes.train import (
 from sparring.recipes.warmup import WarmupConfig
 from sparring.report import write_report
 from sparring.rundir import JOURNAL, unfinished
-from sparring.types import InputError
+from sparring.types import CannotGoOn, InputError
 
 logger = logging.getLogger("sparring")
 
@@ -258,42 +259,44 @@ class Seed:
         self.folder, self.run, self.plan, self.materials = folder, run, plan, materials
         self._open: tuple[Experiment, Baselines] | None = None
 
-    def branch(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
-        """The warm start in a run folder of its own, to be trained with this configuration. A stopped branch goes on,
-        when it was begun from this warm start with the same one; anything else that lies there is removed."""
+    def opened(self) -> tuple[Experiment, Baselines]:
+        """The warm start, made or read at the first call."""
         if self._open is None:
             self._open = self._warm()
-        x, baselines = self._open
+        return self._open
+
+    def branch(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
+        """The warm start in a run folder of its own, to be trained with this configuration. A stopped branch goes on,
+        when it was begun from this warm start with the same one; anything else that lies there is removed.
+
+        Raises: CannotGoOn where a stopped branch is damaged.
+        """
+        x, baselines = self.opened()
         facts = {"settings": json.loads(json.dumps(asdict(config))), "warm": self.warm_digest()}
-        try:
-            if (journal := stopped(folder, recipe, facts)) is not None:
-                return x.branch(folder, journal), baselines
-        except InputError as error:
-            logger.warning("%s begins again: %s", folder, error)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if (journal := journal_of(folder, recipe, facts)) is not None:
+            return x.branch(folder, journal), baselines
+        discard(folder)
         journal = Journal(None if self.run.checkpoints == "none" else folder)
         branch = x.branch(folder, journal)
         if journal.folder is not None:
+            facts["threads"] = torch.get_num_threads()
             journal.add("begin", recipe, metrics=branch.run.metrics.mark(), forwards={}, **facts)
         return branch, baselines
 
-    def contend(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
-        """A branch with all its rounds behind it, on dev alone. One that cannot go on begins again."""
-        x, baselines = self.branch(folder, recipe, config)
-        goes_on = x.journal.replaying
-        try:
-            contend(x, recipe, config, baselines)
-        except NotFinite:
-            raise
-        except InputError as error:
-            if not goes_on:
-                raise
-            logger.warning("%s begins again: %s", folder, error)
-            shutil.rmtree(folder)
-            x, baselines = self.branch(folder, recipe, config)
-            contend(x, recipe, config, baselines)
-        x.journal = Journal(None)  # what comes now is short, and is done again by a process that goes on
+    def train(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
+        """A branch with all its rounds behind it, on dev alone. A stopped one that cannot go on begins again, once."""
+        for goes_on in (True, False):
+            try:
+                x, baselines = self.branch(folder, recipe, config)
+                contend(x, recipe, config, baselines)
+                require_best(x)
+                break
+            except CannotGoOn as error:
+                if not goes_on:
+                    raise
+                logger.warning("%s begins again: %s: %s", folder, error.where, error.what)
+            discard(folder)
+        x.journal = Journal(None)  # test is read again by a process that goes on: what of it is read depends on others
         return x, baselines
 
     def _warm(self) -> tuple[Experiment, Baselines]:
@@ -397,20 +400,39 @@ def sweep(folder: Path, passing: Sequence[str]) -> None:
         remove(folder / name)
 
 
-def stopped(folder: Path, recipe: str, facts: Mapping[str, Any]) -> Journal | None:
-    """The journal of a branch that has come somewhere and was begun with these facts, its first line passed; else None.
+def journal_of(folder: Path, recipe: str, facts: Mapping[str, Any]) -> Journal | None:
+    """Of a stopped branch that has come somewhere and was begun with these facts, its first line passed; else None.
 
-    Raises: InputError where it is damaged.
+    Raises: CannotGoOn where it is damaged.
     """
     if not unfinished(folder):
         return None
     journal = Journal(folder)
     begun = journal.entries[0] if journal.entries else {}
-    if len(journal.entries) < 2 or begun["name"] != recipe or any(begun[key] != facts[key] for key in facts):
+    if len(journal.entries) < 2 or begun["name"] != recipe or any(begun.get(key) != facts[key] for key in facts):
         return None
     journal.passed("begin", recipe)
     logger.info("%s: goes on after %s %s", folder, journal.entries[-1]["kind"], journal.entries[-1]["name"])
+    if (threads := torch.get_num_threads()) != begun["threads"]:
+        logger.warning("%s: goes on with %d threads instead of %d: other rounding", folder, threads, begun["threads"])
     return journal
+
+
+def require_best(x: Experiment) -> None:
+    """CannotGoOn unless the weights that were kept as the best lie in the run folder as they were written."""
+    folder = x.run.path / "states" / "best"
+    if wrong := damaged(folder, {f"{kind}.safetensors": digest for kind, digest in x.kept["best"].items()}):
+        raise CannotGoOn(
+            "kept weights are missing or damaged", where=str(folder / wrong[0]),
+            expected="the file as it was written",
+        )  # fmt: skip
+
+
+def discard(folder: Path) -> None:
+    """Remove a branch's folder, its journal first: what a kill leaves of it is not taken for a stopped branch."""
+    remove(folder / JOURNAL)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def named_files(folder: Path, without: Sequence[str]) -> list[str]:
@@ -430,19 +452,21 @@ def tune(session: Seed, arm: Arm, folder: Path) -> float:
         _require_same(file, found["settings"], settings)
         session.require_from_here(file, found["warm"])
         tried = found["tried"]
+    places = {factor: folder / f"{arm.folder}-{factor:g}" for factor in FACTORS}
+    for trial in tried:
+        discard(places[trial["factor"]])  # of a process that was killed right after it had noted the trial
     for factor in FACTORS[len(tried) : session.plan.trials]:
-        place = folder / f"{arm.folder}-{factor:g}"
         logger.info("%s: learning rates x %g, on dev", arm.name, factor)
         try:
-            x = session.contend(place, arm.recipe, with_rates(base, factor))[0]
+            x = session.train(places[factor], arm.recipe, with_rates(base, factor))[0]
             x.release()
             assert x.best is not None
             tried.append({"factor": factor, "dev": x.best[1]})
         except NotFinite as error:
             logger.warning("%s: learning rates x %g diverge: %s", arm.name, factor, error)
             tried.append({"factor": factor, "dev": None})
-        shutil.rmtree(place)
         write_sealed(file, {"settings": settings, "tried": tried, "warm": session.warm_digest()})
+        discard(places[factor])
     whole = [trial for trial in tried if trial["dev"] is not None]
     if not whole:
         raise InputError(
@@ -476,8 +500,9 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         sweep(folder, _ARM_PASSING)  # of a process that was killed right after `arm.npz`
         return
     logger.info("seed %d: %s ...", session.run.seed, arm.name)
+    session.opened()  # not this arm's memory
     own_peak = reset_peak_memory()
-    x, baselines = session.contend(folder, arm.recipe, config)
+    x, baselines = session.train(folder, arm.recipe, config)
     seconds = time.monotonic() - x.run.metrics.start  # of all processes that had a part in it, as is the peak
     memory = max(peak_memory_bytes(), *(peak for _, _, peak in x.run.phases))
     x.release()

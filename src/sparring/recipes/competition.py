@@ -101,7 +101,7 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
     assert x.best is not None
     folder = x.run.path / "runs"
     if not baselines.test:
-        before = set(folder.glob("*"))
+        x.written.clear()
         if baselines.ranker_came_trained:
             x.restore("zero-shot")
         references = lists_row(x, x.test, "BM25", baselines.bm25)
@@ -109,7 +109,7 @@ def read_test(x: Experiment, baselines: Baselines) -> Outcome:
         x.restore("warm start")
         warm = x.three_rows("warm start", x.test, baselines.warm)  # in the ranker's order, for all recipes alike
         baselines.test.update(references=references, warm=list(warm.table.rows))
-        baselines.files.extend(sorted(set(folder.glob("*")) - before))
+        baselines.files.extend(x.written)
     else:
         folder.mkdir(exist_ok=True)
         for file in baselines.files:

@@ -66,7 +66,7 @@ from sparring.recipes.tables import result_table
 from sparring.recipes.watch import Watch
 from sparring.rundir import RunDir, Stop
 from sparring.stores.card import Card
-from sparring.types import InputError, Qrels, Run
+from sparring.types import CannotGoOn, InputError, Qrels, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -114,6 +114,7 @@ class Experiment:
     kept: dict[str, dict[str, str]] = field(default_factory=dict)
     held: Lock | None = None
     outline: Ranker | None = None
+    written: list[Path] = field(default_factory=list)
     _team: dict[Name, Trainee] = field(default_factory=dict)
     _bm25: Bm25 | None = None
     _bm25_recorded: bool = False
@@ -131,7 +132,7 @@ class Experiment:
         """The same models and data in a run folder of its own, to train from the weights kept here.
 
         Results so far (the warm start's) are taken over; forwards are counted from zero. ``journal``: the folder's; one
-        with operations is a stopped branch's, which goes on; without one the branch cannot go on.
+        with operations is a stopped branch's, which goes on; None: this branch cannot be gone on with.
         """
         self.release()
         journal, before = journal or Journal(None), self.run.metrics.records
@@ -146,7 +147,7 @@ class Experiment:
                 shutil.copytree(self.run.path / "audit", folder / "audit")
         return replace(
             self, run=run, origin=self.origin or self.run.path, forwards=Forwards(), tables=list(self.tables),
-            best=None, journal=journal, kept=dict(self.kept), held=None, _team={},
+            best=None, journal=journal, kept=dict(self.kept), held=None, written=[], _team={},
         )  # fmt: skip
 
     # --- going on where a stopped run ended -----------------------------------------------------------------------
@@ -159,7 +160,7 @@ class Experiment:
         entry = self.journal.passed(kind, name)
         if entry is not None:
             if wrong := damaged(self.run.path, entry.get("left", {})):
-                raise InputError(
+                raise CannotGoOn(
                     "a file of the stopped run is missing or damaged", where=str(self.run.path / wrong[0]),
                     expected="the file as it was written",
                     fix="put it back as it was, or begin again with another --out",
@@ -598,7 +599,7 @@ class Experiment:
         if self.config.checkpoints == "rounds" and name.startswith("round "):  # the warm start is kept already
             self.keep(name)
         better = self.best is None or cascade > self.best[1]
-        if any_process(better, self.accelerator.device):  # rounding may differ, and weights are kept by all or none
+        if any_process(better and rank() == 0, self.accelerator.device):  # the others' rounding may differ
             self.best = (name, cascade, generation)
             self.keep("best")
 
@@ -637,7 +638,9 @@ class Experiment:
             folder.mkdir(exist_ok=True)
             for kind, run in runs.items():
                 write_run(run, self.run_file(name, kind), tag=f"sparring-{kind}".replace(" ", "-"))
-        return [self.run_file(name, kind) for kind in runs]
+        files = [self.run_file(name, kind) for kind in runs]
+        self.written += files
+        return files
 
     def run_file(self, name: str, kind: str) -> Path:
         """Where :meth:`write_runs` puts the ranked lists of one row."""
@@ -735,7 +738,7 @@ class Experiment:
 def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
     """Put kept weights into a model; InputError when the file is not the one that was written."""
     if damaged(path.parent, {path.name: digest}):
-        raise InputError(
+        raise CannotGoOn(
             "kept weights are missing or damaged", where=str(path), expected="the file as it was written",
             fix="this run cannot go on: begin again with another --out",
         )  # fmt: skip

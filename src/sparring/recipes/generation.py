@@ -10,7 +10,7 @@ import numpy as np
 
 from sparring.files import sha256
 from sparring.phases.pools import Pools
-from sparring.types import InputError
+from sparring.types import CannotGoOn
 
 Lists = tuple[np.ndarray, np.ndarray]
 """Ranked lists of a split's queries: scores [Q, K] and passage rows [Q, K], best first; row -1 is no result."""
@@ -47,10 +47,10 @@ class Vectors:
     def checked(self) -> Path:
         """The file.
 
-        Raises: InputError when the file is not the one that was written.
+        Raises: CannotGoOn when the file is not the one that was written.
         """
         if not self.file.is_file() or sha256(self.file) != self.digest:
-            raise InputError(
+            raise CannotGoOn(
                 "the embeddings of an earlier refresh are missing or damaged", where=str(self.file),
                 expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip

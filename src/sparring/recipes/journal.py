@@ -18,7 +18,7 @@ from typing import Any
 from sparring.files import SEAL, explained, remove, seal, sealed, sha256, unsealed
 from sparring.phases.checkpoint import Checkpoint
 from sparring.rundir import JOURNAL, RunDir
-from sparring.types import InputError
+from sparring.types import CannotGoOn
 
 Entry = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Journal:
 
         ``taken``: how many of its first records were another run's.
 
-        Raises: InputError where the metrics, the checkpoint or the journal's end are missing or damaged.
+        Raises: CannotGoOn where the metrics, the checkpoint or the journal's end are missing or damaged.
         """
         newest = self.newest()
         self.inside = newest.get("operation") == len(self.entries)
@@ -63,12 +63,12 @@ class Journal:
     def newest(self) -> dict[str, Any]:
         """What the newest checkpoint was saved with; empty where there is none.
 
-        Raises: InputError when it was saved after operations that the journal does not have.
+        Raises: CannotGoOn when it was saved after operations that the journal does not have.
         """
         assert self.folder is not None
         newest = Checkpoint(self.folder / "checkpoint", 0).facts()
         if newest.get("operation", 0) > len(self.entries):
-            raise InputError(
+            raise CannotGoOn(
                 "the journal of the stopped run is cut", where=str(self.folder / JOURNAL),
                 got=f"{len(self.entries)} lines",
                 expected=f"{newest['operation']} lines, after which the checkpoint was written",
@@ -83,13 +83,13 @@ class Journal:
     def passed(self, kind: str, name: str) -> Entry | None:
         """The next operation as the journal has it, or None where it must be done.
 
-        Raises: InputError when another operation is there: the folder is another recipe's or version's.
+        Raises: CannotGoOn when another operation is there: the folder is another recipe's or version's.
         """
         if not self.replaying:
             return None
         entry = self.entries[self.position]
         if (entry["kind"], entry["name"]) != (kind, name):
-            raise InputError(
+            raise CannotGoOn(
                 "this run folder has gone another way than this command does", where=str(self.folder),
                 expected=f"{entry['kind']} {entry['name']!r}", got=f"{kind} {name!r}",
                 fix="take the version and the settings that began it, or choose another --out",
@@ -124,11 +124,11 @@ class Journal:
                 os.fsync(lines.fileno())
 
     def checked(self, entry: Entry) -> Path:
-        """The file of a finished operation; InputError when its contents are not those that were written."""
+        """The file of a finished operation; CannotGoOn when its contents are not those that were written."""
         assert self.folder is not None
         path = self.folder / "journal" / str(entry["file"])
         if not path.is_file() or sha256(path) != entry["sha256"]:
-            raise InputError(
+            raise CannotGoOn(
                 "a file of the stopped run is missing or damaged", where=str(path),
                 expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip
@@ -178,7 +178,7 @@ def _read(path: Path, *, repair: bool) -> list[Entry]:
             if entry["before"] != (entries[-1][SEAL] if entries else ""):
                 raise ValueError("the line before it is missing")
         except (ValueError, KeyError) as error:
-            raise InputError(
+            raise CannotGoOn(
                 "the journal of the stopped run is damaged", where=f"{path}:{number}", got=str(error),
                 expected="the line as it was written", fix="this run cannot go on: begin again with another --out",
             ) from None  # fmt: skip

@@ -267,7 +267,7 @@ def _rates(
     rows = b.sample.passages[b.sample.uniform[:512]]
     texts = [part for row in rows.tolist() for part in (corpus.id(row), corpus.title(row), corpus.body(row))]
     lengths = {"retriever": b.sample.feed.retriever_passages.lengths, "ranker": b.sample.feed.ranker_passages.lengths}
-    tokens = {name: 4 * float(np.mean(lengths[name.split()[0]])) + scaling.OFFSETS for name in stores}
+    tokens = {name: 4 * float(np.mean(lengths[name.split()[0]])) + scaling.STORED for name in stores}
     units = ("passage", "list entry")
     amounts = {unit: sum(work.amount for work in x.work if work.unit == unit) for unit in units}
     refreshes = amounts["passage"] / s.passages

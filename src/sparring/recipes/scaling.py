@@ -20,7 +20,7 @@ from sparring.phases.vectors import BLOCK
 
 FLOAT = 4
 """Bytes of a component of an embedding."""
-ROW, OFFSETS = 24, 12
+ROW, STORED = 24, 12
 """Bytes of a text in a table beside its id, title and text, and in a token store beside its tokens."""
 ENTRY = 16
 """Bytes of a passage in clusters (its row, twice), beside its vector."""

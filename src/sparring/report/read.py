@@ -175,7 +175,7 @@ def read_run_folder(folder: Path) -> Run:
     """
     results = read_json(folder / "results.json")
     environment = read_json(folder / "environment.json")
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_metrics(folder / "metrics.jsonl", fix="wait until the run has ended, or name another folder")
     config = read_toml(folder / "config.toml")
     file = folder / "results.json"
     dev, test = (parsed(file, _split, results, name) for name in ("dev", "test"))
