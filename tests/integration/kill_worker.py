@@ -193,7 +193,7 @@ def main(path: str) -> None:
     for seed in job["seeds"]:
         rng, codes = random.Random(seed), []
         while (not codes or codes[-1] == -9) and len(codes) < 3:
-            codes.append(ended(fork(job, f"{job['runs']}/seed-{seed}", None), rng.uniform(0.05, whole)))
+            codes.append(ended(fork(job, f"{job['runs']}/seed-{seed}", None), rng.uniform(0.05, 0.9 * whole)))
         if codes[-1] == -9:
             codes.append(ended(fork(job, f"{job['runs']}/seed-{seed}", None), None))
         print(json.dumps({"name": f"seed-{seed}", "codes": codes}), flush=True)

@@ -248,6 +248,9 @@ def small(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
     return arguments, out
 
 
+SHORT = ("checkpoint", "settings")
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("journal.jsonl", "journal", "metrics.jsonl")]
+"""What of an unfinished arm is damaged or changed."""
 SECOND_ROUND = 5
 """The first phase of a comparison's first trial's second round: after two of the warm start, two of the first round."""
 
@@ -268,7 +271,7 @@ def test_an_unfinished_arm_goes_on(
 
 
 @pytest.mark.usefixtures("unshipped")
-@pytest.mark.parametrize("changed", ["journal.jsonl", "checkpoint", "journal", "metrics.jsonl", "settings"])
+@pytest.mark.parametrize("changed", [*SHORT, *LONG])
 def test_an_unfinished_arm_that_cannot_go_on_begins_again(
     changed: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +308,9 @@ def test_an_arm_that_goes_on_into_a_full_disk_keeps_what_it_has(
     assert_same(out, small[1])
 
 
+LATER = [pytest.param(at, marks=pytest.mark.long) for at in ("results", "best damaged")]
+
+
 @pytest.fixture(scope="module")
 def two(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Arguments of a comparison of two arms without trials, and what it leaves."""
@@ -317,7 +323,7 @@ def two(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.usefixtures("unshipped")
-@pytest.mark.parametrize("at", ["zero-shot rows", "results", "best damaged", "best gone"])
+@pytest.mark.parametrize("at", ["zero-shot rows", "best gone", *LATER])
 def test_an_arm_cut_while_test_is_read(
     at: str, two: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
