@@ -504,7 +504,7 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     own_peak = reset_peak_memory()
     x, baselines = session.train(folder, arm.recipe, config)
     seconds = time.monotonic() - x.run.metrics.start  # of all processes that had a part in it, as is the peak
-    memory = max(peak_memory_bytes(), *(peak for _, _, peak in x.run.phases))
+    memory = max([peak_memory_bytes(), *(peak for _, _, peak in x.run.phases)])
     x.release()
     objects = {"run": session.run, "warmup": session.plan.warmup, arm.recipe: config}
     x.run.write_text("config.toml", to_toml(objects, {"recipe": arm.recipe}))
