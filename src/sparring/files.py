@@ -264,13 +264,13 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
     return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n", durable=durable)
 
 
-def read_sealed(path: Path, what: str, *, fix: str) -> dict[str, Any]:
-    """What `write_sealed` wrote; InputError when it is missing, cut, changed or no such file."""
+def read_sealed(path: Path, what: str, *, fix: str, error: type[InputError] = InputError) -> dict[str, Any]:
+    """What `write_sealed` wrote; ``error`` when it is missing, cut, changed or no such file."""
     try:
         return unsealed(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(
+    except (OSError, ValueError) as cause:
+        got = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+        raise error(
             f"{what} is damaged", where=str(path), expected="the file as it was written", got=got, fix=fix
         ) from None
 

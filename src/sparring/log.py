@@ -121,7 +121,6 @@ class Metrics:
             raise CannotGoOn(
                 "the metrics of the stopped run are missing or damaged", where=str(self.path),
                 expected=f"{size} bytes as they were written", got=f"{len(found)} bytes",
-                fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip
         self.path.touch()
         with self.path.open("r+b") as file:

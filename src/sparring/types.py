@@ -65,3 +65,9 @@ class InputError(ValueError):
 class CannotGoOn(InputError):
     """A stopped run cannot be continued: what it left is missing, damaged, or not what this command would leave."""
 
+    def __init__(
+        self, what: str, *, where: str = "", expected: str = "the file as it was written", got: str = "",
+        fix: str = "this run cannot go on: begin again with another --out",
+    ) -> None:  # fmt: skip
+        super().__init__(what, where=where, expected=expected, got=got, fix=fix)
+

@@ -191,12 +191,14 @@ def main(path: str) -> None:
         codes.append(ended(fork(job, out, None), None))
         print(json.dumps({"name": name.replace(" ", "-"), "codes": codes}), flush=True)
     for seed in job["seeds"]:
-        rng, codes = random.Random(seed), []
+        rng, name, codes, latest = random.Random(seed), f"seed-{seed}", [], whole
         while (not codes or codes[-1] == -9) and len(codes) < 3:
-            codes.append(ended(fork(job, f"{job['runs']}/seed-{seed}", None), rng.uniform(0.05, 0.9 * whole)))
+            codes.append(ended(fork(job, f"{job['runs']}/{name}", None), rng.uniform(0.05, latest)))
+            if codes == [0]:  # it ended before it was to be killed: a new one, killed sooner
+                name, codes, latest = f"{name}-again", [], latest / 2
         if codes[-1] == -9:
-            codes.append(ended(fork(job, f"{job['runs']}/seed-{seed}", None), None))
-        print(json.dumps({"name": f"seed-{seed}", "codes": codes}), flush=True)
+            codes.append(ended(fork(job, f"{job['runs']}/{name}", None), None))
+        print(json.dumps({"name": name, "codes": codes}), flush=True)
 
 
 if __name__ == "__main__":

@@ -238,14 +238,18 @@ def cut_in_fit(start: dict[str, Any], out: Path, number: int, patch: pytest.Monk
     return begun
 
 
+def made(folder: Path, arguments: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The arguments, and what the comparison leaves that nothing stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ship", lambda *_: None)
+        compare(**arguments, out=folder / "compared")
+    return arguments, folder / "compared"
+
+
 @pytest.fixture(scope="module")
 def small(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Arguments of a comparison of one arm and one seed, and what it leaves."""
-    arguments, out = {**start, "recipes": "separate", "seeds": 1}, tmp_path_factory.mktemp("small") / "compared"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ship", lambda *_: None)
-        compare(**arguments, out=out)
-    return arguments, out
+    return made(tmp_path_factory.mktemp("small"), {**start, "recipes": "separate", "seeds": 1})
 
 
 SHORT = ("checkpoint", "settings")
@@ -314,12 +318,7 @@ LATER = [pytest.param(at, marks=pytest.mark.long) for at in ("results", "best da
 @pytest.fixture(scope="module")
 def two(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Arguments of a comparison of two arms without trials, and what it leaves."""
-    arguments = {**start, "recipes": "separate,ar2", "seeds": 1, "trials": 1}
-    out = tmp_path_factory.mktemp("two") / "compared"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ship", lambda *_: None)
-        compare(**arguments, out=out)
-    return arguments, out
+    return made(tmp_path_factory.mktemp("two"), {**start, "recipes": "separate,ar2", "seeds": 1, "trials": 1})
 
 
 @pytest.mark.usefixtures("unshipped")

@@ -106,7 +106,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(killed: dict[str, An
         assert line["codes"][-1] == 0, (line, (line["folder"].parent / "log.txt").read_text()[-3000:])
         assert_same(line["folder"], killed["whole"]["folder"])
     kills = sum(len(line["codes"]) - 1 for line in random.values())
-    assert kills >= len(random) // 2, "hardly any run was really killed"  # each moment is drawn: about one a run
+    assert kills >= len(random), "hardly any run was really killed"
     print(f"{len(random)} runs survived {kills} kills")  # shown with pytest -rP
 
 

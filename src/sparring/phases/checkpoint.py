@@ -43,12 +43,7 @@ class Checkpoint:
         return dict(self._content()["facts"]) if self.note.is_file() else {}
 
     def _content(self) -> dict[str, Any]:
-        try:
-            return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN)
-        except InputError as error:
-            raise CannotGoOn(
-                error.what, where=error.where, expected=error.expected, got=error.got, fix=error.fix
-            ) from None
+        return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN, error=CannotGoOn)
 
     def due(self) -> bool:
         """Whether it is time for another one."""
@@ -93,10 +88,7 @@ class Checkpoint:
         content = self._content() if self.note.is_file() else None
         path = self.folder / content["file"] if content else self.note
         if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
-            raise CannotGoOn(
-                "the checkpoint is missing or damaged", where=str(path), expected="the file as it was written",
-                fix=_BEGIN_AGAIN,
-            )  # fmt: skip
+            raise CannotGoOn("the checkpoint is missing or damaged", where=str(path))
         tensors = load_file(str(path))
         for name, trainee in team.items():
             _put_weights(trainee, _below(tensors, f"{name}|weights|"), name)

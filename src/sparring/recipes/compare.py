@@ -47,8 +47,8 @@ from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_f
 from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
-from sparring.recipes.experiment import Experiment, load_kept
-from sparring.recipes.journal import Journal, clear, differences
+from sparring.recipes.experiment import Experiment, load_kept, require_kept
+from sparring.recipes.journal import GOING_ON, Journal, clear, differences
 from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
 from sparring.recipes.train import (
@@ -284,18 +284,19 @@ class Seed:
         return branch, baselines
 
     def train(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
-        """A branch with all its rounds behind it, on dev alone. A stopped one that cannot go on begins again, once."""
-        for goes_on in (True, False):
-            try:
-                x, baselines = self.branch(folder, recipe, config)
-                contend(x, recipe, config, baselines)
-                require_best(x)
-                break
-            except CannotGoOn as error:
-                if not goes_on:
-                    raise
-                logger.warning("%s begins again: %s: %s", folder, error.where, error.what)
-            discard(folder)
+        """A branch with all its rounds behind it, on dev alone. A stopped one that cannot go on begins again."""
+        try:
+            return self._trained(folder, recipe, config)
+        except CannotGoOn as error:
+            logger.warning("%s begins again: %s: %s", folder, error.where, error.what)
+        discard(folder)
+        return self._trained(folder, recipe, config)
+
+    def _trained(self, folder: Path, recipe: str, config: Any) -> tuple[Experiment, Baselines]:
+        x, baselines = self.branch(folder, recipe, config)
+        contend(x, recipe, config, baselines)
+        for kind, digest in x.kept["best"].items():
+            require_kept(folder / "states" / "best" / f"{kind}.safetensors", digest)
         x.journal = Journal(None)  # test is read again by a process that goes on: what of it is read depends on others
         return x, baselines
 
@@ -314,7 +315,7 @@ class Seed:
             corrections=m.corrections, cache=m.cache, command=m.command, again=again,
         )  # fmt: skip
         if again:
-            sweep(shared, _PASSING)  # of a process that was killed right after `baselines.npz`
+            clear(shared, _PASSING)  # of a process that was killed right after `baselines.npz`
             return x, read_warm(x, shared)
         try:
             baselines = prepare(x, self.plan.warmup)
@@ -366,7 +367,7 @@ def save_warm(x: Experiment, folder: Path, baselines: Baselines) -> None:
     save_generation(folder / "zero-shot.npz", x.start)
     save_generation(folder / "warm.npz", baselines.warm)
     facts = {"dev_rows": len(baselines.dev_rows), "trained": baselines.ranker_came_trained, "kept": x.kept}
-    facts["files"] = digests(folder, named_files(folder, _PASSING))
+    facts["files"] = digests(folder, named_files(folder, (*GOING_ON, *_PASSING)))
     save_rows(folder / "baselines.npz", [*baselines.dev_rows, *x.tables[0][1].rows], facts)
 
 
@@ -388,16 +389,10 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
     return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"], Audits.read(x.run, x.dataset))
 
 
-_PASSING = (LOCK, JOURNAL, "journal", "checkpoint", "index")
-"""What a warm start's folder holds only until it is whole."""
-_ARM_PASSING = (*_PASSING, "vectors")
+_PASSING = (LOCK, "index")
+"""What else than `GOING_ON` a warm start's folder holds only until it is whole."""
+_ARM_PASSING = ("index", "vectors")
 """The same of an arm's folder."""
-
-
-def sweep(folder: Path, passing: Sequence[str]) -> None:
-    """Remove what a finished folder does not need."""
-    for name in passing:
-        remove(folder / name)
 
 
 def journal_of(folder: Path, recipe: str, facts: Mapping[str, Any]) -> Journal | None:
@@ -416,16 +411,6 @@ def journal_of(folder: Path, recipe: str, facts: Mapping[str, Any]) -> Journal |
     if (threads := torch.get_num_threads()) != begun["threads"]:
         logger.warning("%s: goes on with %d threads instead of %d: other rounding", folder, threads, begun["threads"])
     return journal
-
-
-def require_best(x: Experiment) -> None:
-    """CannotGoOn unless the weights that were kept as the best lie in the run folder as they were written."""
-    folder = x.run.path / "states" / "best"
-    if wrong := damaged(folder, {f"{kind}.safetensors": digest for kind, digest in x.kept["best"].items()}):
-        raise CannotGoOn(
-            "kept weights are missing or damaged", where=str(folder / wrong[0]),
-            expected="the file as it was written",
-        )  # fmt: skip
 
 
 def discard(folder: Path) -> None:
@@ -497,7 +482,7 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
         facts = finished(folder)[1]
         _require_same(done, facts["settings"], settings)
         session.require_from_here(done, facts["warm"])
-        sweep(folder, _ARM_PASSING)  # of a process that was killed right after `arm.npz`
+        clear(folder, _ARM_PASSING)  # of a process that was killed right after `arm.npz`
         return
     logger.info("seed %d: %s ...", session.run.seed, arm.name)
     session.opened()  # not this arm's memory
@@ -523,9 +508,9 @@ def train_arm(session: Seed, arm: Arm, config: Any, factor: float) -> None:
     release_memory()
     write_report(folder)
     facts |= {"warm": session.warm_digest(), "states": x.kept["best"]}
-    facts["files"] = digests(folder, named_files(folder, ("states", "audit", "report.html", *_ARM_PASSING)))
+    facts["files"] = digests(folder, named_files(folder, ("states", "audit", "report.html", *GOING_ON, *_ARM_PASSING)))
     save_rows(done, rows, facts)
-    sweep(folder, _ARM_PASSING)
+    clear(folder, _ARM_PASSING)
 
 
 def gather(folder: Path, plan: Plan, command: str) -> Evidence:

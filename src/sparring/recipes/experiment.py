@@ -162,7 +162,6 @@ class Experiment:
             if wrong := damaged(self.run.path, entry.get("left", {})):
                 raise CannotGoOn(
                     "a file of the stopped run is missing or damaged", where=str(self.run.path / wrong[0]),
-                    expected="the file as it was written",
                     fix="put it back as it was, or begin again with another --out",
                 )  # fmt: skip
             self.forwards.counts.clear()
@@ -736,16 +735,18 @@ class Experiment:
 
 
 def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
-    """Put kept weights into a model; InputError when the file is not the one that was written."""
-    if damaged(path.parent, {path.name: digest}):
-        raise CannotGoOn(
-            "kept weights are missing or damaged", where=str(path), expected="the file as it was written",
-            fix="this run cannot go on: begin again with another --out",
-        )  # fmt: skip
+    """Put kept weights into a model; raises as `require_kept`."""
+    require_kept(path, digest)
     if is_sharded(model):
         put_state(model, load_file(str(path)))
     else:
         load_model(model, str(path))
+
+
+def require_kept(path: Path, digest: str) -> None:
+    """CannotGoOn when a file of weights is not the one that was written."""
+    if damaged(path.parent, {path.name: digest}):
+        raise CannotGoOn("kept weights are missing or damaged", where=str(path))
 
 
 class Progressed:

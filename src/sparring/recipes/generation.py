@@ -51,9 +51,8 @@ class Vectors:
         """
         if not self.file.is_file() or sha256(self.file) != self.digest:
             raise CannotGoOn(
-                "the embeddings of an earlier refresh are missing or damaged", where=str(self.file),
-                expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
-            )  # fmt: skip
+                "the embeddings of an earlier refresh are missing or damaged", where=str(self.file)
+            )
         return self.file
 
 

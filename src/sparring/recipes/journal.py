@@ -72,7 +72,6 @@ class Journal:
                 "the journal of the stopped run is cut", where=str(self.folder / JOURNAL),
                 got=f"{len(self.entries)} lines",
                 expected=f"{newest['operation']} lines, after which the checkpoint was written",
-                fix="this run cannot go on: begin again with another --out",
             )  # fmt: skip
         return newest
 
@@ -128,10 +127,7 @@ class Journal:
         assert self.folder is not None
         path = self.folder / "journal" / str(entry["file"])
         if not path.is_file() or sha256(path) != entry["sha256"]:
-            raise CannotGoOn(
-                "a file of the stopped run is missing or damaged", where=str(path),
-                expected="the file as it was written", fix="this run cannot go on: begin again with another --out",
-            )  # fmt: skip
+            raise CannotGoOn("a file of the stopped run is missing or damaged", where=str(path))
         return path
 
     @property
@@ -151,11 +147,13 @@ class Journal:
 
 WEIGHTS = ("fit", "restore")
 END = "end"
+GOING_ON = ("checkpoint", "journal", JOURNAL)
+"""What lies in a run folder only to go on; the journal last, for it knows what does."""
 
 
 def clear(folder: Path, passing: Sequence[str]) -> None:
-    """Remove from a finished run's folder what is no result: the journal last, for it knows what that is."""
-    for name in ("checkpoint", "journal", *passing, JOURNAL):
+    """Remove from a finished run's folder what is no result; the journal last."""
+    for name in (*passing, *GOING_ON):
         remove(folder / name)
 
 
@@ -180,7 +178,7 @@ def _read(path: Path, *, repair: bool) -> list[Entry]:
         except (ValueError, KeyError) as error:
             raise CannotGoOn(
                 "the journal of the stopped run is damaged", where=f"{path}:{number}", got=str(error),
-                expected="the line as it was written", fix="this run cannot go on: begin again with another --out",
+                expected="the line as it was written",
             ) from None  # fmt: skip
         entries.append({**entry, SEAL: seal(entry)})
     return entries

@@ -308,7 +308,7 @@ def begin(
     }  # fmt: skip
     facts = json.loads(json.dumps(facts))
     first = journal.entries[0] if journal.entries else None
-    journal.newest()  # refuses one without lines beside a checkpoint
+    journal.newest()  # refuses a journal that lacks lines which the checkpoint knows
     if first is None:
         if rank() == 0 and (run.path / "metrics.jsonl").is_file():  # stopped before the first line was whole
             run.go_on(run.metrics.mark())
