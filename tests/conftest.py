@@ -125,8 +125,13 @@ def tiny_ce_unigram(tiny_unigram: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20, help="runs that test_resume kills at random moments")
+    parser.addoption("--kills", type=int, help="runs that are killed at random moments: 8, and 20 in the long form")
     parser.addoption("--long", action="store_true", help="also servers, clusters and launchers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.kills is None:
+        config.option.kills = 20 if config.option.long else 8
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ from disk_worker import BROKEN, STOPPED, plant
 from test_resume import SETTINGS, numbers
 from test_train import CONFIG
 
+from forms import chosen, marked
 from sparring.files import CLOSED, FULL
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,10 @@ KINDS = {
     "card": (".export-*/retriever/README.md", errno.ENOSPC),
 }
 """Each place that writes into a run folder: a pattern of the file, and how the disk refuses it."""
+SHORT = {"config", "metrics", "journal", "lists", "checkpoint", "weights", "shard", "run", "evidence", "card"}
 SIZES = (0.55, 0.1, 0.3, 0.7, 0.85)
 """Of a small tmpfs, in shares of what a run needs on it; the first one is also made read-only."""
+SHORT_SIZES = SIZES[:2]
 
 
 def can_mount(folder: Path) -> bool:
@@ -63,15 +66,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory, toy: Path, tiny_st: Path, tiny_ce: Path) -> dict[str, Any]:
+def tried(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, toy: Path, tiny_st: Path, tiny_ce: Path
+) -> dict[str, Any]:
     """How every trial ended, and its folder, by name."""
     folder = tmp_path_factory.mktemp("disk")
     arguments = {
         "data": str(toy), "retriever": str(tiny_st), "ranker": str(tiny_ce), "cache": str(folder / "cache"),
         "recipe": "ar2", "config": CONFIG, "assignments": [*SETTINGS, "ar2.rounds=1"], "command": "a command",
     }  # fmt: skip
-    sizes = SIZES if can_mount(folder) else ()
-    job = {"arguments": arguments, "folder": str(folder), "kinds": KINDS, "sizes": sizes, "needs": 3_000_000}
+    sizes = chosen(SIZES, SHORT_SIZES, pytestconfig) if can_mount(folder) else []
+    kinds = {name: KINDS[name] for name in chosen(KINDS, SHORT, pytestconfig)}
+    job = {"arguments": arguments, "folder": str(folder), "kinds": kinds, "sizes": sizes, "needs": 3_000_000}
     (folder / "job.json").write_text(json.dumps(job))
     with (folder / "log.txt").open("w") as log:
         command = [sys.executable, str(WORKER), str(folder / "job.json")]
@@ -96,7 +102,7 @@ def test_a_run_with_room_ends(tried: dict[str, Any]) -> None:
     assert (tried["folder"] / "whole" / "retriever" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", marked(KINDS, SHORT))
 def test_a_refused_write_stops_the_run_and_the_same_command_ends_it(name: str, tried: dict[str, Any]) -> None:
     found = tried[name]
     assert found["codes"] == [STOPPED, 0], found["messages"]
@@ -108,7 +114,7 @@ def test_a_refused_write_stops_the_run_and_the_same_command_ends_it(name: str, t
     assert_same(tried["folder"] / name, tried["folder"] / "whole")
 
 
-@pytest.mark.parametrize("share", SIZES)
+@pytest.mark.parametrize("share", marked(SIZES, SHORT_SIZES))
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(share: float, tried: dict[str, Any]) -> None:
     if f"disk-{share}" not in tried:
         pytest.skip("this user may not mount a tmpfs")

@@ -17,6 +17,8 @@ from cli_fixtures import write_toy
 from test_compare import assert_same
 from test_train import CONFIG
 
+from forms import chosen, marked
+
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("kill_worker.py")
 COMPARISON = (
@@ -52,9 +54,9 @@ def compared(
 ) -> dict[str, Any]:
     arguments = {**base, "ranker": str(tiny_ce), "config": CONFIG, "recipes": "separate,ar2", "seeds": 1}
     arguments |= {"budget": 64, "trials": 2, "command": "a command"}
-    points = COMPARISON if pytestconfig.getoption("--long") else SHORT
+    points = chosen(COMPARISON, SHORT, pytestconfig)
     job = {"does": "compare", "arguments": arguments, "points": points}
-    job["seeds"] = list(range(pytestconfig.getoption("--kills") // 10))
+    job["seeds"] = list(range(-(-pytestconfig.getoption("--kills") // 10)))
     return worked(job, tmp_path_factory.mktemp("compared") / "runs")
 
 
@@ -78,9 +80,7 @@ def assert_same_comparison(one: Path, other: Path) -> None:
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-@pytest.mark.parametrize(
-    "point", [*SHORT, *(pytest.param(p, marks=pytest.mark.long) for p in COMPARISON if p not in SHORT)]
-)
+@pytest.mark.parametrize("point", marked(COMPARISON, SHORT))
 def test_a_comparison_killed_while_it_writes(point: str, compared: dict[str, Any]) -> None:
     line = compared[point.replace(" ", "-")]
     assert line["codes"] == [-9, 0], line["log"][-3000:]

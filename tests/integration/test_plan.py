@@ -14,6 +14,7 @@ import torch
 from cli_fixtures import call, settings, write_toy
 from test_train import CONFIG, records
 
+from forms import marked
 from sparring.recipes.plan import Plan, plan
 from sparring.recipes.scaling import scaled
 from sparring.recipes.train import train
@@ -39,7 +40,7 @@ def cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-@pytest.fixture(scope="module", params=["ar2", "rocketqav2"])
+@pytest.fixture(scope="module", params=marked(["ar2", "rocketqav2"], ["ar2"]))
 def both(
     request: pytest.FixtureRequest, start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Plan, Path, float]:

@@ -1,6 +1,6 @@
 """A run that was killed goes on with the same command and ends with the same bits.
 
-Long form: ``make test ARGS="tests/integration/test_resume.py --kills 200"``.
+Long form: ``make test-long ARGS="tests/integration/test_resume.py --kills 200"``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cli_fixtures import write_toy
 from kill_worker import save_weights
 from test_train import CONFIG
 
+from forms import chosen, marked
 from sparring.files import Lock
 from sparring.recipes import train as train_module
 from sparring.recipes.experiment import Experiment, Progressed
@@ -34,6 +35,9 @@ POINTS = (
     "checkpoint 0", "checkpoint 9", "kept weights 0", "kept weights 5", "stored result 4", "stored result 9",
     "encode shard 0", "encode shard 2", "journal line 0", "journal line 12", "journal line 30", "index 2",
     "end 0", "end 4", "end 6",
+)  # fmt: skip
+SHORT = (
+    "checkpoint 9", "kept weights 5", "stored result 4", "encode shard 2", "journal line 12", "index 2", "end 4",
 )  # fmt: skip
 TIMED = {"seconds", "took", "cpu", "peak_memory_mb"}
 
@@ -55,12 +59,13 @@ def killed(
     """How every run ended each time, and its folder, by name."""
     folder = tmp_path_factory.mktemp("killed")
     seeds = list(range(pytestconfig.getoption("--kills")))
+    points = chosen(POINTS, SHORT, pytestconfig)
     told: dict[str, Any] = {}
     workers = []
     for half in (0, 1):  # one for each core
         runs = folder / f"half-{half}"
         runs.mkdir()
-        job = {"arguments": start, "runs": str(runs), "points": POINTS[half::2], "seeds": seeds[half::2]}
+        job = {"arguments": start, "runs": str(runs), "points": points[half::2], "seeds": seeds[half::2]}
         job["whole"] = True
         (runs / "job.json").write_text(json.dumps(job))
         with (runs / "log.txt").open("w") as log, (runs / "told.jsonl").open("w") as out:
@@ -70,7 +75,7 @@ def killed(
         assert worker.wait(timeout=3000) == 0, (runs / "log.txt").read_text()[-3000:]
         lines = [json.loads(line) for line in (runs / "told.jsonl").read_text().splitlines()]
         told |= {line["name"]: {**line, "folder": runs / line["name"]} for line in lines}
-    assert len(told) == 1 + len(POINTS) + len(seeds)
+    assert len(told) == 1 + len(points) + len(seeds)
     return told
 
 
@@ -110,7 +115,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(killed: dict[str, An
     print(f"{len(random)} runs survived {kills} kills")  # shown with pytest -rP
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", marked(POINTS, SHORT))
 def test_a_run_killed_while_it_writes_ends_with_the_same_bits(point: str, killed: dict[str, Any]) -> None:
     line = killed[point.replace(" ", "-")]
     assert line["codes"] == [-9, 0], (line["folder"].parent / "log.txt").read_text()[-3000:]
