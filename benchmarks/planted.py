@@ -4,7 +4,8 @@ A need is a subject with an aspect ("reset" of "password"), each worded in sever
 need; so do one to three passages of the corpus, by construction, for every need. A query asks for one need, and its
 label names ONE of the passages that answer it: the others are true, and planted, because no training or dev label names
 them. Which one is drawn at random, or (``labels="wording"``) it is the one with most of the query's own words, as where
-people labelled what a search by words had found. Test labels are complete.
+people labelled what a search by words had found, or (``labels="source"``) the one of an older source, whose passages
+read otherwise, as where a collection grew after it was labelled. Test labels are complete.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-Labels = Literal["random", "wording"]
+Labels = Literal["random", "wording", "source"]
 FORMS = 4  # words for one subject or aspect
 FILLERS = 60
 
@@ -50,7 +51,8 @@ def vocabulary(world: World) -> list[str]:
     """Every word there is."""
     concepts = [("s", world.subjects), ("a", world.aspects)]
     found = [word for kind, count in concepts for number in range(count) for word in words(kind, number)]
-    return found + [f"f{number}" for number in range(FILLERS)]
+    fillers = "fon" if world.labels == "source" else "f"
+    return found + [f"{filler}{number}" for filler in fillers for number in range(FILLERS)]
 
 
 def write_planted(folder: Path, seed: int, world: World | None = None) -> Planted:
@@ -63,9 +65,12 @@ def write_planted(folder: Path, seed: int, world: World | None = None) -> Plante
     answers: dict[tuple[int, int], list[str]] = {}
     for need in needs:
         count = 1 + (int(rng.integers(1, 3)) if rng.random() < world.share else 0)
-        for _ in range(count):
+        for number in range(count):
             answers.setdefault(need, []).append(f"p{len(passages)}")
-            passages.append((f"p{len(passages)}", "", passage_text(need, world, rng)))
+            source = "f"
+            if world.labels == "source":  # a need that several answer is an old one
+                source = "o" if number == 0 and (count > 1 or rng.random() < 0.5) else "n"
+            passages.append((f"p{len(passages)}", "", passage_text(need, world, rng, source)))
     queries: list[tuple[str, str, tuple[str, ...]]] = []
     truth: dict[str, frozenset[str]] = {}
     splits: dict[str, dict[str, dict[str, int]]] = {"train": {}, "dev": {}, "test": {}}
@@ -73,7 +78,11 @@ def write_planted(folder: Path, seed: int, world: World | None = None) -> Plante
         for number in range(world.asked):
             id = f"q{len(queries)}"
             queries.append((id, query_text(need, rng), ()))
-            mostly = likeliest(queries[-1][1], answers[need], passages) if world.labels == "wording" else answers[need]
+            mostly = answers[need]
+            if world.labels == "wording":
+                mostly = likeliest(queries[-1][1], answers[need], passages)
+            elif world.labels == "source":
+                mostly = answers[need][:1]
             truth[id] = frozenset(answers[need])
             split = "train" if number < world.asked - 2 else ("dev", "test")[number - world.asked + 2]
             labelled = answers[need] if split == "test" else [str(rng.choice(mostly))]
@@ -93,13 +102,14 @@ def likeliest(query: str, answers: list[str], passages: list[tuple[str, str, str
     return [id for id in answers if shared[id] == max(shared.values())]
 
 
-def passage_text(need: tuple[int, int], world: World, rng: np.random.Generator) -> str:
-    """Three words for the subject, two for the aspect, one each of another subject and aspect, fillers; shuffled."""
+def passage_text(need: tuple[int, int], world: World, rng: np.random.Generator, source: str = "f") -> str:
+    """Three words for the subject, two for the aspect, one each of another subject and aspect, its source's fillers;
+    shuffled."""
     subject, aspect = need
     others = [("s", int(rng.integers(world.subjects))), ("a", int(rng.integers(world.aspects)))]
     text = [*rng.choice(words("s", subject), 3, replace=False), *rng.choice(words("a", aspect), 2, replace=False)]
     text += [str(rng.choice(words(kind, number))) for kind, number in others]
-    text += [f"f{number}" for number in rng.integers(FILLERS, size=5)]
+    text += [f"{source}{number}" for number in rng.integers(FILLERS, size=5)]
     return " ".join(rng.permutation(text))
 
 

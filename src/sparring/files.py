@@ -36,6 +36,7 @@ _KINDS = {
     **dict.fromkeys((errno.EIO, errno.ESTALE), (FAILED, f"look after the disk, {_AGAIN}")),
 }
 _IN_TEXT = {os.strerror(number): number for number in _KINDS}
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _CUT = re.compile(r"^\d+ requested and \d+ written$")  # numpy's, for any write that fell short
 
 
@@ -213,16 +214,19 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def damaged(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-    """The names of those files that are missing, unreadable or not as they were when ``wanted`` was made."""
-    found = []
-    for name, digest in wanted.items():
+    """The names of those files that are missing or not as they were when ``wanted`` was made.
+
+    Raises: DiskError where the disk refuses to read one: what it holds is not known.
+    """
+
+    def same(path: Path, digest: str) -> bool:
         try:
-            whole = sha256(folder / name) == digest
-        except OSError:
-            whole = False
-        if not whole:
-            found.append(name)
-    return found
+            with explained(path):
+                return sha256(path) == digest
+        except _ABSENT:
+            return False
+
+    return [name for name, digest in wanted.items() if not same(folder / name, digest)]
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
@@ -265,10 +269,17 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
 
 
 def read_sealed(path: Path, what: str, *, fix: str, error: type[InputError] = InputError) -> dict[str, Any]:
-    """What `write_sealed` wrote; ``error`` when it is missing, cut, changed or no such file."""
+    """What `write_sealed` wrote; ``error`` when it is missing, cut, changed or no such file.
+
+    Raises: DiskError where the disk refuses to read it.
+    """
     try:
-        return unsealed(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+        with explained(path):
+            text = path.read_bytes()
+        return unsealed(text.decode("utf-8"))
+    except DiskError:
+        raise
+    except (*_ABSENT, ValueError) as cause:
         got = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
         raise error(
             f"{what} is damaged", where=str(path), expected="the file as it was written", got=got, fix=fix

@@ -62,12 +62,15 @@ class InputError(ValueError):
         super().__init__("\n".join([what, *(f"  {label}: {value}" for label, value in labelled if value)]))
 
 
+BEGIN_AGAIN = "this run cannot go on: begin again with another --out"
+
+
 class CannotGoOn(InputError):
     """A stopped run cannot be continued: what it left is missing, damaged, or not what this command would leave."""
 
     def __init__(
         self, what: str, *, where: str = "", expected: str = "the file as it was written", got: str = "",
-        fix: str = "this run cannot go on: begin again with another --out",
+        fix: str = BEGIN_AGAIN,
     ) -> None:  # fmt: skip
         super().__init__(what, where=where, expected=expected, got=got, fix=fix)
 

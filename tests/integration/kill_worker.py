@@ -1,13 +1,17 @@
 """Runs that are killed and go on, each in a forked child of this process, which has everything imported.
 
 ``python kill_worker.py JOB.json``. The job: what is done (`train`, `compare`, or `encode` in shards of 8) with which
-arguments, the folder for runs, and trials: a name, delays in seconds after which a child is killed, or points in the
-code at which it kills itself. Every trial goes on until its run is finished; a JSON line for each says how often it was
-killed.
+arguments, the folder for runs, whether one run is left in peace (``whole``), and trials: points in the code at which a
+child kills itself, and seeds. A seed draws when its child is killed, up to three times: an even one counts from the
+moment at which it has left something new to go on from, an odd one from its beginning. A run that ended before it was
+to be killed does not count: another one (``NAME-again``) is killed sooner. Every trial goes on until its run is
+finished. A JSON line for each has the exit codes, and how many ``kills`` there were, and how many found something
+to go on from (``left``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -17,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +43,7 @@ from sparring.phases.export import export as real_export
 from sparring.recipes.compare import compare
 from sparring.recipes.standalone import encode_to
 from sparring.recipes.train import train
-from sparring.rundir import FINISHED
+from sparring.rundir import FINISHED, JOURNAL
 from sparring.types import InputError
 
 
@@ -160,45 +165,68 @@ def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
         os._exit(code)
 
 
-def ended(child: int, delay: float | None) -> int:
-    """Wait for a child, or kill it after ``delay`` seconds; its exit code, -9 when it was killed."""
-    until = time.monotonic() + delay if delay is not None else float("inf")
+def progress(job: dict[str, Any], out: str) -> int:
+    """A number that changes with what a run has left to go on from; 0 is nothing."""
+    path = Path(out)
+    if job.get("does") == "encode":
+        return len(list(path.parent.glob(f".{path.name}.*.parts/*.npy")))
+    found = [*path.rglob(JOURNAL), *path.rglob("arm.npz"), *path.rglob("baselines.npz")]
+    with contextlib.suppress(FileNotFoundError):  # gone in between
+        return sum(file.stat().st_size for file in found)
+    return progress(job, out)
+
+
+def moved(job: dict[str, Any], out: str, before: int) -> bool:
+    """Whether there is other progress than before."""
+    return progress(job, out) != before
+
+
+def ended(child: int, delay: float | None, begun: Callable[[], bool] = lambda: True) -> tuple[int, float]:
+    """Wait for a child, or kill it ``delay`` seconds after it has begun.  -> exit code, -9 when it was killed; seconds
+    from its beginning to its end"""
+    start = None
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
+        now = time.monotonic()
         if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
+            return os.waitstatus_to_exitcode(status), now - (now if start is None else start)
+        if start is None and begun():
+            start = now
+        if delay is not None and start is not None and now >= start + delay:
             os.kill(child, signal.SIGKILL)
-            until = float("inf")
+            delay = None
         time.sleep(0.002)
 
 
 def main(path: str) -> None:
     """All trials, one after the other."""
     job = json.loads(Path(path).read_text())
-    whole = 0.0
+    spans = {True: 0.0, False: 0.0}  # seconds of a whole run: from its first leavings, from its beginning
     sparring.phases.index._faiss()  # imported, and its kernels tried, once for all children
     gc.freeze()  # else every collection in a child copies all of this process's pages
     if job["whole"]:
-        start = time.monotonic()
-        code = ended(fork(job, f"{job['runs']}/whole", None), None)
-        whole = time.monotonic() - start
+        start, out = time.monotonic(), f"{job['runs']}/whole"
+        code, spans[True] = ended(fork(job, out, None), None, lambda: progress(job, out) > 0)
+        spans[False] = time.monotonic() - start
         print(json.dumps({"name": "whole", "codes": [code]}), flush=True)
     for name in job["points"]:
         point, number = name.rsplit(" ", 1)
         out = f"{job['runs']}/{name.replace(' ', '-')}"
-        codes = [ended(fork(job, out, [point, int(number)]), None)]
-        codes.append(ended(fork(job, out, None), None))
+        codes = [ended(fork(job, out, [point, int(number)]), None)[0]]
+        codes.append(ended(fork(job, out, None), None)[0])
         print(json.dumps({"name": name.replace(" ", "-"), "codes": codes}), flush=True)
     for seed in job["seeds"]:
-        rng, name, codes, latest = random.Random(seed), f"seed-{seed}", [], whole
+        rng, name, codes, latest, left = random.Random(seed), f"seed-{seed}", [], spans[seed % 2 == 0], 0
         while (not codes or codes[-1] == -9) and len(codes) < 3:
-            codes.append(ended(fork(job, f"{job['runs']}/{name}", None), rng.uniform(0.05, latest)))
-            if codes == [0]:  # it ended before it was to be killed: a new one, killed sooner
+            out = f"{job['runs']}/{name}"
+            begun = partial(moved, job, out, progress(job, out)) if seed % 2 == 0 else lambda: True
+            codes.append(ended(fork(job, out, None), rng.uniform(0, latest), begun)[0])
+            left += codes[-1] == -9 and progress(job, out) > 0
+            if codes == [0]:
                 name, codes, latest = f"{name}-again", [], latest / 2
         if codes[-1] == -9:
-            codes.append(ended(fork(job, f"{job['runs']}/{name}", None), None))
-        print(json.dumps({"name": name, "codes": codes}), flush=True)
+            codes.append(ended(fork(job, f"{job['runs']}/{name}", None), None)[0])
+        print(json.dumps({"name": name, "codes": codes, "kills": len(codes) - 1, "left": left}), flush=True)
 
 
 if __name__ == "__main__":

@@ -232,8 +232,9 @@ def test_damaged_weights_are_never_shipped(damage: str, compared: Path, start: d
     out = tmp_path / "out"
     shutil.copytree(compared, out)
     spoil(out / "seed-0" / "separate" / "states" / "best" / "ranker.safetensors", damage)
-    with pytest.raises(InputError, match="kept weights are missing or damaged"):
+    with pytest.raises(InputError, match=r"ranker\.safetensors") as refused:
         compare(**start, recipes="separate", seeds=1, budget=64, trials=2, out=out)
+    assert refused.value.fix == f"remove {out / 'seed-0' / 'separate'}: this arm is trained again"
 
 
 def test_a_warm_start_is_not_made_again_under_arms_that_came_from_it(
@@ -327,5 +328,9 @@ def test_what_a_killed_encode_left_is_removed_by_the_next(
     encode_to(load(start["data"]), start["retriever"], "passage", tmp_path / "p.npy")
     assert {p.name for p in tmp_path.iterdir()} == {"p.npy", "p.npy.json", "p.npy.ids.txt"}
     assert np.array_equal(np.load(tmp_path / "p.npy"), np.load(plain / "passage.npy"))
+    (tmp_path / ".p.npy.0123456789abcdef.parts").mkdir()  # of one that was killed when the file was whole
+    (tmp_path / ".p.npy.other.0123456789abcdef.parts").mkdir()  # another file's
+    encode_to(load(start["data"]), start["retriever"], "passage", tmp_path / "p.npy")
+    assert sorted(p.name for p in tmp_path.glob(".*")) == [".p.npy.other.0123456789abcdef.parts"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from test_train import CONFIG
 
+from forms import marked
 from sparring.distributed import Choice
 from sparring.files import DiskError, Lock
 from sparring.phases.fit import NotFinite
@@ -252,8 +255,9 @@ def small(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
     return made(tmp_path_factory.mktemp("small"), {**start, "recipes": "separate", "seeds": 1})
 
 
-SHORT = ("checkpoint", "settings")
-LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("journal.jsonl", "journal", "metrics.jsonl")]
+CHANGED = marked(
+    ["checkpoint", "settings", "journal.jsonl", "journal", "metrics.jsonl"], short=("checkpoint", "settings")
+)
 """What of an unfinished arm is damaged or changed."""
 SECOND_ROUND = 5
 """The first phase of a comparison's first trial's second round: after two of the warm start, two of the first round."""
@@ -275,7 +279,7 @@ def test_an_unfinished_arm_goes_on(
 
 
 @pytest.mark.usefixtures("unshipped")
-@pytest.mark.parametrize("changed", [*SHORT, *LONG])
+@pytest.mark.parametrize("changed", CHANGED)
 def test_an_unfinished_arm_that_cannot_go_on_begins_again(
     changed: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,14 +301,25 @@ def test_an_unfinished_arm_that_cannot_go_on_begins_again(
 
 
 @pytest.mark.usefixtures("unshipped")
-def test_an_arm_that_goes_on_into_a_full_disk_keeps_what_it_has(
-    small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refused", ["a write", "a read"])
+def test_an_arm_that_goes_on_into_a_bad_disk_keeps_what_it_has(
+    refused: str, small: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One error; nothing is trained again once there is room."""
+    """One error; nothing is trained again once the disk is well."""
     out = tmp_path / "cut"
     begun = cut_in_fit(small[0], out, SECOND_ROUND, monkeypatch)
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == "checkpoint.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "fit", lambda *_, **__: (_ for _ in ()).throw(DiskError("the disk is full")))
+        if refused == "a read":
+            patch.setattr(Path, "read_bytes", read)
+        else:
+            patch.setattr(experiment, "fit", lambda *_, **__: (_ for _ in ()).throw(DiskError("the disk is full")))
         with pytest.raises(DiskError):
             compare(**small[0], out=out)
     compare(**small[0], out=out)
@@ -312,7 +327,8 @@ def test_an_arm_that_goes_on_into_a_full_disk_keeps_what_it_has(
     assert_same(out, small[1])
 
 
-LATER = [pytest.param(at, marks=pytest.mark.long) for at in ("results", "best damaged")]
+READING = marked(["zero-shot rows", "best gone", "results", "best damaged"], short=("zero-shot rows", "best gone"))
+"""Where in the reading of test an arm is cut, and what of its best weights is lost by then."""
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +338,7 @@ def two(start: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.usefixtures("unshipped")
-@pytest.mark.parametrize("at", ["zero-shot rows", "best gone", *LATER])
+@pytest.mark.parametrize("at", READING)
 def test_an_arm_cut_while_test_is_read(
     at: str, two: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Comparisons and encodings that are killed go on with the same command and end with the same bits.
 
-Long form: ``make test-long ARGS="tests/integration/test_kills.py --kills 200"``: a tenth of the kills for comparisons.
+Long form: ``make test-long ARGS="tests/integration/test_kills.py --kills 200 --timeout 7200"``: a tenth of the kills
+for comparisons.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ WORKER = Path(__file__).with_name("kill_worker.py")
 COMPARISON = (
     "kept weights 1", "kept weights 4", "stored result 1", "stored result 5", "checkpoint 4", "encode shard 3",
     "index 3",
+    "checkpoint 20",
 )  # fmt: skip
-SHORT = ("kept weights 4", "checkpoint 4")
-"""In a warm start and in a trial; the other points of a comparison are in the long form."""
+SHORT = ("kept weights 4", "checkpoint 4", "checkpoint 20")
+"""In a warm start, in a trial and in an arm; the other points of a comparison are in the long form."""
 ENCODING = ("encode shard 0", "encode shard 7", "assembled 0")
 
 
@@ -35,7 +37,7 @@ def worked(job: dict[str, Any], runs: Path) -> dict[str, Any]:
     runs.mkdir()
     (runs / "job.json").write_text(json.dumps({**job, "runs": str(runs), "whole": True}))
     done = subprocess.run(
-        [sys.executable, str(WORKER), str(runs / "job.json")], capture_output=True, text=True, timeout=3000
+        [sys.executable, str(WORKER), str(runs / "job.json")], capture_output=True, text=True, timeout=7200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -93,7 +95,7 @@ def test_a_comparison_killed_at_any_moment_ends_with_the_same_bits(compared: dic
         assert set(line["codes"][:-1]) <= {-9}, line
         assert line["codes"][-1] == 0, line
         assert_same_comparison(line["out"], compared["whole"]["out"])
-    assert sum(len(line["codes"]) - 1 for line in random) >= len(random), "hardly any comparison was really killed"
+    assert sum(line["left"] for line in random) >= len(random) / 2, "hardly any had something to go on from"
 
 
 @pytest.mark.parametrize("point", ENCODING)
@@ -113,4 +115,4 @@ def test_an_encoding_killed_at_any_moment_ends_with_the_same_bits(encoded: dict[
             assert Path(f"{line['out']}{ending}").read_bytes() == Path(f"{whole}{ending}").read_bytes()
     left = {path.name for path in whole.parent.iterdir() if path.name.startswith(".")}
     assert not left, "shards, locks and halves are gone"
-    assert sum(len(line["codes"]) - 1 for line in random) >= len(random) // 2
+    assert sum(line["left"] for line in random) >= len(random) / 2, "hardly any had something to go on from"

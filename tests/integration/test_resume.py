@@ -1,6 +1,6 @@
 """A run that was killed goes on with the same command and ends with the same bits.
 
-Long form: ``make test-long ARGS="tests/integration/test_resume.py --kills 200"``.
+Long form: ``make test-long ARGS="tests/integration/test_resume.py --kills 200 --timeout 7200"``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def killed(
             command = [sys.executable, str(WORKER), str(runs / "job.json")]
             workers.append((runs, subprocess.Popen(command, stdout=out, stderr=log)))
     for runs, worker in workers:
-        assert worker.wait(timeout=3000) == 0, (runs / "log.txt").read_text()[-3000:]
+        assert worker.wait(timeout=7200) == 0, (runs / "log.txt").read_text()[-3000:]
         lines = [json.loads(line) for line in (runs / "told.jsonl").read_text().splitlines()]
         told |= {line["name"]: {**line, "folder": runs / line["name"]} for line in lines}
     assert len(told) == 1 + len(points) + len(seeds)
@@ -110,9 +110,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(killed: dict[str, An
         assert set(line["codes"][:-1]) <= {-9}, line
         assert line["codes"][-1] == 0, (line, (line["folder"].parent / "log.txt").read_text()[-3000:])
         assert_same(line["folder"], killed["whole"]["folder"])
-    kills = sum(len(line["codes"]) - 1 for line in random.values())
-    assert kills >= len(random), "hardly any run was really killed"
-    print(f"{len(random)} runs survived {kills} kills")  # shown with pytest -rP
+    kills, left = (sum(line[key] for line in random.values()) for key in ("kills", "left"))
+    assert left >= len(random) / 2, "hardly any run had something to go on from"
+    print(f"{len(random)} runs survived {kills} kills, {left} of them with something to go on from")  # with pytest -rP
 
 
 @pytest.mark.parametrize("point", marked(POINTS, SHORT))

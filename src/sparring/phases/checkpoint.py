@@ -17,9 +17,7 @@ from torch import Tensor
 from sparring import files
 from sparring.models.sharding import distinct, is_sharded, like, put, whole
 from sparring.phases.fit import Name, Trainee
-from sparring.types import CannotGoOn, InputError
-
-_BEGIN_AGAIN = "this run cannot go on: begin again with another --out"
+from sparring.types import BEGIN_AGAIN, CannotGoOn, InputError
 
 
 class Checkpoint:
@@ -43,7 +41,7 @@ class Checkpoint:
         return dict(self._content()["facts"]) if self.note.is_file() else {}
 
     def _content(self) -> dict[str, Any]:
-        return files.read_sealed(self.note, "the checkpoint's note", fix=_BEGIN_AGAIN, error=CannotGoOn)
+        return files.read_sealed(self.note, "the checkpoint's note", fix=BEGIN_AGAIN, error=CannotGoOn)
 
     def due(self) -> bool:
         """Whether it is time for another one."""
@@ -83,7 +81,7 @@ class Checkpoint:
     def load(self, team: Mapping[Name, Trainee]) -> dict[str, Any]:
         """Put the newest checkpoint back into models, optimisers and schedules of the same shape; its facts.
 
-        Raises: InputError when the file is missing or damaged, or is of other models.
+        Raises: CannotGoOn when the file is missing or damaged; InputError when it is of other models.
         """
         content = self._content() if self.note.is_file() else None
         path = self.folder / content["file"] if content else self.note

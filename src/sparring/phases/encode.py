@@ -123,8 +123,9 @@ def encode(
                 for start in todo:
                     paths[start] = _save(parts, start, embed_shard(retriever, store, kind, start, shard, budget, bar))
             assemble(out, manifest, [paths[start] for start in starts])
-        for stale in out.parent.glob(f".{glob_escape(out.name)}.*.parts"):  # of other weights or texts, or of a process
-            shutil.rmtree(stale, ignore_errors=True)  # that was killed right after it had joined them
+        fingerprint = "[0-9a-f]" * 16  # of other weights or texts, or a process was killed when all was joined
+        for stale in out.parent.glob(f".{glob_escape(out.name)}.{fingerprint}.parts"):
+            shutil.rmtree(stale, ignore_errors=True)
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
 
 

@@ -319,13 +319,11 @@ class Seed:
             return x, read_warm(x, shared)
         try:
             baselines = prepare(x, self.plan.warmup)
-            shutil.rmtree(shared / "index", ignore_errors=True)
             save_warm(x, shared, baselines)
             x.journal.end()
-            clear(shared, ())
+            clear(shared, _PASSING)
         finally:
             x.let_go()
-        (shared / LOCK).unlink(missing_ok=True)  # the comparison's own lock is held
         return x, baselines
 
     def warm_digest(self) -> str:
@@ -389,7 +387,7 @@ def read_warm(x: Experiment, folder: Path) -> Baselines:
     return Baselines(bm25, rows[: facts["dev_rows"]], warm, facts["trained"], Audits.read(x.run, x.dataset))
 
 
-_PASSING = (LOCK, "index")
+_PASSING = ("index",)
 """What else than `GOING_ON` a warm start's folder holds only until it is whole."""
 _ARM_PASSING = ("index", "vectors")
 """The same of an arm's folder."""
@@ -532,12 +530,17 @@ def gather(folder: Path, plan: Plan, command: str) -> Evidence:
 def finished(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """The rows and facts of a finished arm; InputError when a file of its folder is not as it was written."""
     rows, facts = load_rows(folder / "arm.npz")
-    if wrong := damaged(folder, facts["files"]):
-        raise InputError(
-            "a file of a finished arm is missing or damaged", where=str(folder / wrong[0]),
-            expected="the file as it was written", fix=f"remove {folder}: this arm is trained again",
-        )  # fmt: skip
+    _require_whole(folder, facts["files"])
     return rows, facts
+
+
+def _require_whole(arm: Path, wanted: Mapping[str, str]) -> None:
+    """InputError when one of these files of a finished arm is not as it was written."""
+    if wrong := damaged(arm, wanted):
+        raise InputError(
+            "a file of a finished arm is missing or damaged", where=str(arm / wrong[0]),
+            expected="the file as it was written", fix=f"remove {arm}: this arm is trained again",
+        )  # fmt: skip
 
 
 def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> None:
@@ -545,11 +548,12 @@ def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> 
     shipped = result.shipped
     settings = replace(plan.run, seed=shipped.seed)
     retriever, ranker = load_pair(_copy(materials.retriever), _copy(materials.ranker), settings)
-    states = folder / f"seed-{shipped.seed}" / shipped.arm.folder / "states" / "best"
+    arm = folder / f"seed-{shipped.seed}" / shipped.arm.folder
     facts = result.evidence.results[shipped.arm.name][list(plan.seeds).index(shipped.seed)][1]
     digest, fusion = facts["states"], facts["settings"]["fusion"] if facts["kept"] != "warm start" else 0
-    load_kept(retriever, states / "retriever.safetensors", digest["retriever"])
-    load_kept(ranker, states / "ranker.safetensors", digest["ranker"])
+    _require_whole(arm, {f"states/best/{kind}.safetensors": sha256 for kind, sha256 in digest.items()})
+    for kind, model in (("retriever", retriever), ("ranker", ranker)):
+        load_kept(model, arm / "states" / "best" / f"{kind}.safetensors", digest[kind])
     m = materials
     card: dict[str, Any] = card_of(shipped.arm.name, m.dataset, m.retriever, m.ranker, m.command)
     metrics = {name: {m: str(e) for m, e in cells.items()} for name, cells in result.shipped_rows().items()}

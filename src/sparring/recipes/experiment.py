@@ -155,7 +155,7 @@ class Experiment:
     def passed(self, kind: str, name: str) -> Entry | None:
         """The next operation's line in the journal, its forwards taken over; None where it must be done.
 
-        Raises: InputError where a file that it left in the run folder is not as it was written.
+        Raises: CannotGoOn where a file that it left in the run folder is not as it was written.
         """
         entry = self.journal.passed(kind, name)
         if entry is not None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.files import SEAL, explained, remove, seal, sealed, sha256, unsealed
+from sparring.files import LOCK, SEAL, explained, remove, seal, sealed, sha256, unsealed
 from sparring.phases.checkpoint import Checkpoint
 from sparring.rundir import JOURNAL, RunDir
 from sparring.types import CannotGoOn
@@ -147,8 +147,8 @@ class Journal:
 
 WEIGHTS = ("fit", "restore")
 END = "end"
-GOING_ON = ("checkpoint", "journal", JOURNAL)
-"""What lies in a run folder only to go on; the journal last, for it knows what does."""
+GOING_ON = ("checkpoint", "journal", LOCK, JOURNAL)
+"""What lies in a run folder only to go on. Nobody else clears while the lock is there; the journal knows the rest."""
 
 
 def clear(folder: Path, passing: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from sparring.distributed import (
     processes,
     rank,
 )
-from sparring.files import LOCK, Lock, explained
+from sparring.files import Lock, explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
 from sparring.models.lean import forward_of
@@ -471,7 +471,7 @@ def finish(x: Experiment, outcome: Outcome, card: Mapping[str, Any]) -> None:
         trust_remote_code=x.config.trust_remote_code,
     )  # fmt: skip
     write_report(x.run.path)
-    passing = ("index", "vectors", LOCK, *(() if x.config.checkpoints == "rounds" else ("states",)))
+    passing = ("index", "vectors", *(() if x.config.checkpoints == "rounds" else ("states",)))
     x.journal.end(*passing)  # from here on the run is finished
     clear(x.run.path, passing)
 
