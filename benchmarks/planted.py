@@ -1,10 +1,10 @@
-"""A synthetic help desk with planted unlabelled positives, and a tiny encoder: what benchmarks/audit.py measures on.
+"""A synthetic help desk with planted unlabelled positives, and a tiny encoder: what benchmarks/audit*.py measure on.
 
 A need is a subject with an aspect ("reset" of "password"), each worded in several ways. A passage answers exactly one
 need; so do one to three passages of the corpus, by construction, for every need. A query asks for one need, and its
 label names ONE of the passages that answer it: the others are true, and planted, because no training or dev label names
 them. Which one is drawn at random, or (``labels="wording"``) it is the one with most of the query's own words, as where
-people labelled what a search by words had found, or (``labels="source"``) the one of an older source, whose passages
+people labelled what a search by words had found, or (``labels="source"``) the one from an older source, whose passages
 read otherwise, as where a collection grew after it was labelled. Test labels are complete.
 """
 
@@ -40,6 +40,10 @@ class World:
     asked: int = 4
     share: float = 0.6
     labels: Labels = "random"
+    sources: bool = False
+    """Whether a passage is from an older or a newer source, which its fillers tell and queries do not; at random where
+    labels are not by source. By source, a need that several passages answer has one from the older, which is labelled,
+    and a need with one passage has it from either."""
 
 
 def words(kind: str, number: int) -> list[str]:
@@ -51,7 +55,7 @@ def vocabulary(world: World) -> list[str]:
     """Every word there is."""
     concepts = [("s", world.subjects), ("a", world.aspects)]
     found = [word for kind, count in concepts for number in range(count) for word in words(kind, number)]
-    fillers = "fon" if world.labels == "source" else "f"
+    fillers = "fon" if world.sources else "f"
     return found + [f"{filler}{number}" for filler in fillers for number in range(FILLERS)]
 
 
@@ -67,9 +71,10 @@ def write_planted(folder: Path, seed: int, world: World | None = None) -> Plante
         count = 1 + (int(rng.integers(1, 3)) if rng.random() < world.share else 0)
         for number in range(count):
             answers.setdefault(need, []).append(f"p{len(passages)}")
-            source = "f"
-            if world.labels == "source":  # a need that several answer is an old one
-                source = "o" if number == 0 and (count > 1 or rng.random() < 0.5) else "n"
+            older = world.sources and rng.random() < 0.5
+            if world.labels == "source" and count > 1:
+                older = number == 0
+            source = ("o" if older else "n") if world.sources else "f"
             passages.append((f"p{len(passages)}", "", passage_text(need, world, rng, source)))
     queries: list[tuple[str, str, tuple[str, ...]]] = []
     truth: dict[str, frozenset[str]] = {}
