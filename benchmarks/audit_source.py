@@ -34,6 +34,8 @@ OTHER = 1000
 ARMS = ("positive", "all")
 UNTRAINED = ("retriever", "cascade")
 """Rows of the pair before training."""
+STATES = ("zero-shot", "warm", "1", "2")
+"""Refreshes of a run, each with an audit."""
 
 
 def run(seed: int, out: Path) -> dict[str, Any]:
@@ -55,13 +57,12 @@ def run(seed: int, out: Path) -> dict[str, Any]:
         mine_depth=CONFIG["run"]["mine_depth"], seed=seed, precision="fp32",
     )  # fmt: skip
     table = out / "audit" / "audit" / "pair.tsv"
-    rows = [line.split("\t")[1:3] for line in table.read_text("utf-8").splitlines()[1:]]
-    right = {(query, passage) for query, passage in rows} & data.planted
-    passages = {passage for _, passage in right}
+    rows = flagged(table)
+    passages = {passage for _, passage in rows & data.planted}
     verdicts = {"positive": review(table, data.planted, out / "positive.tsv", "positive"), "all": out / "all.tsv"}
     lines = ["verdict\tquery_id\tpassage_id", *(f"positive\t{q}\t{p}" for q, p in sorted(data.planted))]
     verdicts["all"].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    facts: dict[str, Any] = {"seed": seed, "found": vars(Found(len(rows), len(right), len(data.planted))), "arms": {}}
+    facts: dict[str, Any] = {"seed": seed, "found": vars(compared(rows, data.planted)), "arms": {}}
     for arm in ("uncorrected", *ARMS):
         done = train(
             data.folder, *pair, out=out / arm, recipe="separate", config=settings, cache=out / "cache",
@@ -71,6 +72,9 @@ def run(seed: int, out: Path) -> dict[str, Any]:
         if arm == "uncorrected":
             queries = done.experiment.query_ids(done.experiment.test.rows)
             facts["touched"] = [bool(data.truth[query] & passages) for query in queries]
+            facts["later"] = {
+                file.stem: vars(compared(flagged(file), data.planted)) for file in (done.path / "audit").glob("*.tsv")
+            }
             first = {row.name: row for row in done.outcome.test_rows}
             facts["arms"]["before training"] = {
                 "test": {m: {row: first[f"zero-shot {row}"].values[m].tolist() for row in UNTRAINED} for m in MEASURES}
@@ -78,13 +82,25 @@ def run(seed: int, out: Path) -> dict[str, Any]:
     return {**facts, "seconds": time.monotonic() - start}
 
 
+def flagged(table: Path) -> set[tuple[str, str]]:
+    """The (query id, passage id) pairs of an audit's table."""
+    rows = [line.split("\t") for line in table.read_text("utf-8").splitlines()[1:]]
+    return {(query, passage) for _, query, passage, *_ in rows}
+
+
+def compared(pairs: set[tuple[str, str]], planted: frozenset[tuple[str, str]]) -> Found:
+    """Of all planted pairs, whether among the audited candidates or not."""
+    return Found(len(pairs), len(pairs & planted), len(planted))
+
+
 def report(results: list[dict[str, Any]]) -> str:
     """What the audit found, then test, over the seeds."""
     from sparring.log import table
 
-    counts = [Found(**facts["found"]) for facts in results]
-    total = Found(*(sum(getattr(c, key) for c in counts) for key in ("flagged", "right", "planted")))
-    spread = [f"{min(v):.3f}..{max(v):.3f}" for v in ([c.precision for c in counts], [c.recall for c in counts])]
+    found = [["before training, `sparring audit`", *pooled([Found(**facts["found"]) for facts in results])]]
+    for state in [name for name in STATES if all(name in facts["later"] for facts in results)]:
+        counts = [Found(**facts["later"][state]) for facts in results]
+        found.append([f"uncorrected run, refresh `{state}`", *pooled(counts)])
     pairs = [("before training", "uncorrected"), *(("uncorrected", arm) for arm in ARMS)]
     rows = [
         against(results, *pair, measure, row)
@@ -103,12 +119,18 @@ def report(results: list[dict[str, Any]]) -> str:
     seeds, seconds = ", ".join(str(f["seed"]) for f in results), np.median([f["seconds"] for f in results])
     return "\n\n".join([
         f"Seeds {seeds}, {sum(len(f['touched']) for f in results)} test queries in all; median {seconds:.0f} s a seed.",
-        f"The audit's table: {total.flagged} pairs, {total.right} of them planted, of {total.planted} planted in all; "
-        f"precision {total.precision:.3f} ({spread[0]}), recall {total.recall:.3f} ({spread[1]}).",
+        table(found, ["audit", "pairs", "planted", "precision", "share of all planted"], markdown=True),
         table(rows, head, markdown=True),
         "`positive` against `uncorrected` by whether the query's need has a judged passage:",
         table(parts, ["needs", *head], markdown=True),
     ])  # fmt: skip
+
+
+def pooled(counts: list[Found]) -> list[Any]:
+    """Cells: pairs, how many of them are right, precision and recall (smallest..largest)."""
+    total = Found(*(sum(getattr(c, key) for c in counts) for key in ("flagged", "right", "planted")))
+    spread = [f"{min(v):.3f}..{max(v):.3f}" for v in ([c.precision for c in counts], [c.recall for c in counts])]
+    return [total.flagged, total.right, f"{total.precision:.3f} ({spread[0]})", f"{total.recall:.3f} ({spread[1]})"]
 
 
 def main() -> None:
