@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -224,7 +225,7 @@ def against(
 
 
 def report(results: list[dict[str, Any]], design: str) -> str:
-    """Detection, then test, over the seeds of a design."""
+    """Detection, then test, over the seeds of a design, which is given in words."""
     from sparring.log import table
 
     found = []
@@ -295,6 +296,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("sparring").setLevel(logging.INFO)
     results = []
+    words = (
+        f"recipe {arguments.recipe}, {arguments.share:.0%} of the needs with more passages, "
+        f"labels by {arguments.labels}, mined {arguments.mine_depth} deep, {arguments.steps} updates a round"
+        + ", the longer warm-up" * arguments.long_warmup
+    )
     design = f"{arguments.recipe}-{arguments.share:g}-{arguments.mine_depth}-{arguments.steps}"
     design += "-wording" * (arguments.labels == "wording") + "-long" * arguments.long_warmup
     for seed in arguments.seeds:
@@ -302,6 +308,7 @@ def main() -> None:
         file = folder / "facts.json"
         config = designed(arguments.recipe, arguments.mine_depth, arguments.steps, arguments.long_warmup)
         if not file.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped
             facts = run(seed, folder, arguments.recipe, config, World(share=arguments.share, labels=arguments.labels),
                         arguments.arms)
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
@@ -310,7 +317,7 @@ def main() -> None:
             facts = control(facts, folder, arguments.recipe, config)
             file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         results.append(facts)
-    print(report(results, design))
+    print(report(results, words))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class World:
     labels are not by source. By source, a need that several passages answer has one from the older, which is labelled,
     and a need with one passage has it from either."""
 
+    def __post_init__(self) -> None:
+        if self.labels == "source" and not self.sources:
+            raise ValueError("labels by source need sources")
+
 
 def words(kind: str, number: int) -> list[str]:
     """The ways to say one subject (kind s) or aspect (kind a)."""

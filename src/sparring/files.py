@@ -60,6 +60,20 @@ def explained(where: str | Path) -> Iterator[None]:
         raise DiskError(what, where=str(name), got=os.strerror(number), fix=fix) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever the disk refuses to read into a `DiskError`: what the file holds is not known. One that is not
+    there, or is no file, raises as ever."""
+    try:
+        with explained(path):
+            yield
+    except _ABSENT:
+        raise
+    except OSError as error:
+        what, fix = _KINDS[errno.EIO]
+        raise DiskError(what, where=str(path), got=error.strerror or str(error), fix=fix) from error
+
+
 def _refused(error: Exception) -> int | None:
     """The error number, also of libraries that keep it in their text only (safetensors, tokenizers, faiss, numpy)."""
     if isinstance(error, OSError) and error.errno in _KINDS:
@@ -221,7 +235,7 @@ def damaged(folder: Path, wanted: Mapping[str, str]) -> list[str]:
 
     def same(path: Path, digest: str) -> bool:
         try:
-            with explained(path):
+            with reading(path):
                 return sha256(path) == digest
         except _ABSENT:
             return False
@@ -274,7 +288,7 @@ def read_sealed(path: Path, what: str, *, fix: str, error: type[InputError] = In
     Raises: DiskError where the disk refuses to read it.
     """
     try:
-        with explained(path):
+        with reading(path):
             text = path.read_bytes()
         return unsealed(text.decode("utf-8"))
     except DiskError:

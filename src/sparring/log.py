@@ -148,11 +148,11 @@ def read_metrics(path: Path, *, fix: str = "begin again with another --out") -> 
 
     ``fix``: what to do where it is missing or damaged.
 
-    Raises: InputError, at the line that is no record.
+    Raises: InputError, at the line that is no record; OSError where the disk refuses to read it.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         got = error.strerror or str(error)
         raise InputError("the metrics cannot be read", where=str(path), got=got, fix=fix) from None
     found = []

@@ -5,13 +5,12 @@ arguments, the folder for runs, whether one run is left in peace (``whole``), an
 child kills itself, and seeds. A seed draws when its child is killed, up to three times: an even one counts from the
 moment at which it has left something new to go on from, an odd one from its beginning. A run that ended before it was
 to be killed does not count: another one (``NAME-again``) is killed sooner. Every trial goes on until its run is
-finished. A JSON line for each has the exit codes, and how many ``kills`` there were, and how many found something
-to go on from (``left``).
+finished. A JSON line for each has the exit codes; a point's also where journals lay after the kill (``at``), a seed's
+how many ``kills`` there were and how many found something to go on from (``left``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -166,19 +165,21 @@ def fork(job: dict[str, Any], out: str, point: list[Any] | None) -> int:
 
 
 def progress(job: dict[str, Any], out: str) -> int:
-    """A number that changes with what a run has left to go on from; 0 is nothing."""
+    """How much a run has left to go on from: shards, or operations in journals, with finished arms and warm starts."""
     path = Path(out)
-    if job.get("does") == "encode":
-        return len(list(path.parent.glob(f".{path.name}.*.parts/*.npy")))
-    found = [*path.rglob(JOURNAL), *path.rglob("arm.npz"), *path.rglob("baselines.npz")]
-    with contextlib.suppress(FileNotFoundError):  # gone in between
-        return sum(file.stat().st_size for file in found)
-    return progress(job, out)
+    try:
+        if job.get("does") == "encode":
+            return len(list(path.parent.glob(f".{path.name}.*.parts/*.npy")))
+        whole = [file for name in ("arm.npz", "baselines.npz") for file in path.rglob(name)]
+        lines = [file.read_bytes().count(b"\n") - 1 for file in path.rglob(JOURNAL)]  # the first one only begins it
+        return sum(lines) + len(whole)
+    except FileNotFoundError:  # gone in between
+        return progress(job, out)
 
 
-def moved(job: dict[str, Any], out: str, before: int) -> bool:
-    """Whether there is other progress than before."""
-    return progress(job, out) != before
+def advanced(job: dict[str, Any], out: str, before: int) -> bool:
+    """Whether there is more to go on from than before."""
+    return progress(job, out) > before
 
 
 def ended(child: int, delay: float | None, begun: Callable[[], bool] = lambda: True) -> tuple[int, float]:
@@ -213,13 +214,14 @@ def main(path: str) -> None:
         point, number = name.rsplit(" ", 1)
         out = f"{job['runs']}/{name.replace(' ', '-')}"
         codes = [ended(fork(job, out, [point, int(number)]), None)[0]]
+        at = [str(file.parent.relative_to(out)) for file in Path(out).rglob(JOURNAL)]
         codes.append(ended(fork(job, out, None), None)[0])
-        print(json.dumps({"name": name.replace(" ", "-"), "codes": codes}), flush=True)
+        print(json.dumps({"name": name.replace(" ", "-"), "codes": codes, "at": at}), flush=True)
     for seed in job["seeds"]:
         rng, name, codes, latest, left = random.Random(seed), f"seed-{seed}", [], spans[seed % 2 == 0], 0
         while (not codes or codes[-1] == -9) and len(codes) < 3:
             out = f"{job['runs']}/{name}"
-            begun = partial(moved, job, out, progress(job, out)) if seed % 2 == 0 else lambda: True
+            begun = partial(advanced, job, out, progress(job, out)) if seed % 2 == 0 else lambda: True
             codes.append(ended(fork(job, out, None), rng.uniform(0, latest), begun)[0])
             left += codes[-1] == -9 and progress(job, out) > 0
             if codes == [0]:

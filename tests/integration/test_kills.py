@@ -27,8 +27,8 @@ COMPARISON = (
     "index 3",
     "checkpoint 20",
 )  # fmt: skip
-SHORT = ("kept weights 4", "checkpoint 4", "checkpoint 20")
-"""In a warm start, in a trial and in an arm; the other points of a comparison are in the long form."""
+SHORT = {"kept weights 4": "seed-0/shared", "checkpoint 4": "tuning/separate-1", "checkpoint 20": "seed-0/separate"}
+"""In a warm start, in a trial and in an arm, and where that lies; the others are in the long form."""
 ENCODING = ("encode shard 0", "encode shard 7", "assembled 0")
 
 
@@ -86,6 +86,7 @@ def assert_same_comparison(one: Path, other: Path) -> None:
 def test_a_comparison_killed_while_it_writes(point: str, compared: dict[str, Any]) -> None:
     line = compared[point.replace(" ", "-")]
     assert line["codes"] == [-9, 0], line["log"][-3000:]
+    assert line["at"] == [SHORT[point]] or point not in SHORT
     assert_same_comparison(line["out"], compared["whole"]["out"])
 
 

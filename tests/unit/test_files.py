@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from sparring.files import CLOSED, FAILED, FULL, DiskError, explained, scratch, whole, write_json
+from sparring.files import (
+    CLOSED,
+    FAILED,
+    FULL,
+    DiskError,
+    damaged,
+    explained,
+    read_sealed,
+    scratch,
+    whole,
+    write_json,
+    write_sealed,
+)
+from sparring.log import Metrics
+from sparring.recipes.audits import Audits
+from sparring.recipes.store import load_rows
+from sparring.rundir import RunDir
 from sparring.types import InputError
 
 
@@ -88,3 +106,41 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
             write_json(tmp_path / "a.json", {})
     finally:
         tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.ETIMEDOUT])
+@pytest.mark.parametrize("kind", ["sealed", "damaged", "rows", "audits"])
+def test_a_read_that_the_disk_refuses_is_no_damage(
+    kind: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what it holds would be made again, or thrown away."""
+    file = tmp_path / "audit.json"
+    reads: dict[str, Callable[[], Any]] = {
+        "sealed": lambda: read_sealed(file, "a note", fix="remove it"),
+        "damaged": lambda: damaged(tmp_path, {file.name: "0"}),
+        "rows": lambda: load_rows(file),
+        "audits": lambda: Audits.read(RunDir(tmp_path, Metrics(None)), None),  # type: ignore[arg-type]
+    }
+    assert_damaged(kind, reads[kind])  # where there is no such file
+    write_sealed(file, {"refreshes": []})
+    refused = OSError(number, os.strerror(number), str(file))
+    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(refused))
+    for name in ("read_bytes", "read_text"):
+        monkeypatch.setattr(Path, name, lambda *_, **__: (_ for _ in ()).throw(refused))
+    with pytest.raises(DiskError) as found:
+        reads[kind]()
+    assert found.value.what == FAILED
+    assert found.value.where == str(file)
+    assert found.value.got == os.strerror(number)
+
+
+def assert_damaged(kind: str, read: Callable[[], Any]) -> None:
+    """A file that is not there is damage, and no audit is none."""
+    if kind == "damaged":
+        assert read() == ["audit.json"]
+    elif kind == "audits":
+        assert read().records == {}
+    else:
+        with pytest.raises(InputError) as found:
+            read()
+        assert not isinstance(found.value, DiskError)

@@ -55,6 +55,11 @@ def test_labels_by_source_miss_the_newer_one(tmp_path: Path) -> None:
     assert 0 < sum(alone) < len(alone)
 
 
+def test_labels_by_source_need_sources() -> None:
+    with pytest.raises(ValueError, match="sources"):
+        World(labels="source")
+
+
 def test_sources_mean_nothing_where_labels_are_at_random(tmp_path: Path) -> None:
     data = write_planted(tmp_path, 5, World(**SMALL, sources=True))
     corpus, _ = read(tmp_path)

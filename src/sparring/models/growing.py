@@ -18,7 +18,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.files import CLOSED, Busy, DiskError, Lock, explained, onto_disk, read_sealed, write_sealed
+from sparring.files import (
+    CLOSED,
+    FAILED,
+    Busy,
+    DiskError,
+    Lock,
+    explained,
+    onto_disk,
+    read_sealed,
+    reading,
+    write_sealed,
+)
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -192,10 +203,12 @@ def _gone_on(part: Path, fingerprint: str, heads: Mapping[str, bytes], stack: co
         facts, known = note["facts"], note["files"]
         if note["of"] != fingerprint or set(known) != set(heads):
             raise ValueError("it is of other contents")
-        with contextlib.ExitStack() as opened:
+        with reading(part), contextlib.ExitStack() as opened:
             files = {name: opened.enter_context(_File(part / name, known=known[name])) for name in heads}
             stack.enter_context(opened.pop_all())
     except InputError as error:
+        if error.what == FAILED:  # what it holds is not known; one that is closed is another user's
+            raise
         reason = error.got
     except KeyError as error:
         reason = f"its note has no {error}"

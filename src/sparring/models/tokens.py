@@ -27,7 +27,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from sparring import __version__
-from sparring.files import damaged, read_sealed
+from sparring.files import DiskError, damaged, read_sealed
 from sparring.log import progress
 from sparring.models.growing import MANIFEST, growing, remove_part
 from sparring.types import InputError
@@ -175,6 +175,8 @@ def tokenize(
     if folder.exists():
         try:
             found = TokenStore.open(folder)
+        except DiskError:
+            raise
         except InputError as error:
             logger.warning("%s is damaged and made again: %s", folder, error.where)
             spoilt = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))

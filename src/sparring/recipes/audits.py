@@ -12,6 +12,7 @@ import numpy as np
 from sparring.data import Dataset
 from sparring.data.corrections import ReviewRow, write_review
 from sparring.distributed import rank
+from sparring.files import DiskError, reading
 from sparring.phases.audit import Audit, audit, choose, dropped
 from sparring.phases.pools import Pools
 from sparring.rundir import RunDir
@@ -97,8 +98,12 @@ class Audits:
         """What audit.json of a run folder holds; empty where there was no audit. Denoising's counts stay merged."""
         file = run.path / "audit.json"
         try:
-            refreshes = json.loads(file.read_text(encoding="utf-8"))["refreshes"] if file.is_file() else []
+            with reading(file):
+                text = file.read_text(encoding="utf-8") if file.is_file() else '{"refreshes": []}'
+            refreshes = json.loads(text)["refreshes"]
             return cls(run, dataset, {record["generation"]: record for record in refreshes})
+        except DiskError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 "a file of the run is damaged", where=str(file), expected="audit.json as it was written",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.files import whole
+from sparring.files import DiskError, reading, whole
 from sparring.phases.evaluate import Row
 from sparring.phases.pools import Pools
 from sparring.phases.stats import Estimate
@@ -123,9 +123,13 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 @contextmanager
 def _as_written(path: Path) -> Iterator[None]:
-    """Whatever a damaged or a foreign file makes the readers raise, as one InputError that names it."""
+    """Whatever a damaged or a foreign file makes the readers raise, as one InputError that names it; DiskError where
+    the disk refuses to read it."""
     try:
-        yield
+        with reading(path):
+            yield
+    except DiskError:
+        raise
     except Exception as error:
         raise InputError(
             "a file of this folder cannot be read", where=str(path), expected="a file as it was written",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.files import damaged, explained, read_sealed, sha256, whole, write_sealed
+from sparring.files import DiskError, damaged, explained, read_sealed, sha256, whole, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.stores.card import Card, nothing_there, read_card
 from sparring.types import InputError
@@ -60,6 +60,8 @@ def read(folder: Path, store: str, *, replace: bool = False) -> Publication | No
     replaceable = replace and _ours_alone(folder)
     try:
         note = read_sealed(folder / NOTE, "a publication's note", fix=_FIX)
+    except DiskError:
+        raise
     except InputError:
         if not replaceable:
             raise
