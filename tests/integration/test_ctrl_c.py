@@ -16,6 +16,7 @@ from cli_fixtures import call, settings, write_toy
 from click.testing import Result
 from kill_worker import save_weights
 
+from forms import marked
 from sparring.phases import encode as encode_module
 from sparring.phases.fit import Scorer
 from sparring.recipes import compare as compare_module
@@ -78,18 +79,17 @@ def command(folder: Path, tiny_st: Path, tiny_ce: Path) -> list[object]:
     return ["train", folder / "toy", *pair, "--out", folder / "run", *settings()]
 
 
-@pytest.mark.parametrize(
-    ("target", "name", "number"),
-    [
-        (Scorer, "retriever", 1), (Experiment, "evaluate", 1), (train_module, "prepare", 0),
-        (train_module, "finish", 0), (train_module, "tokenise", 0), (encode_module, "_save", 1),
-    ],
-    ids=["update", "evaluation", "warm start", "end", "tokens", "shard"],
-)  # fmt: skip
-def test_a_run_goes_on_with_the_command_that_it_names(
-    target: Any, name: str, number: int, command: list[object], folder: Path
-) -> None:
-    result = stopped(command, target, name, number)
+PLACES: dict[str, tuple[Any, str, int]] = {
+    "update": (Scorer, "retriever", 1), "evaluation": (Experiment, "evaluate", 1),
+    "warm start": (train_module, "prepare", 0), "end": (train_module, "finish", 0),
+    "tokens": (train_module, "tokenise", 0), "shard": (encode_module, "_save", 1),
+}  # fmt: skip
+"""What is interrupted, at which of its calls."""
+
+
+@pytest.mark.parametrize("place", marked(PLACES, {"update", "tokens"}))
+def test_a_run_goes_on_with_the_command_that_it_names(place: str, command: list[object], folder: Path) -> None:
+    result = stopped(command, *PLACES[place])
     assert GOES_ON in result.stderr
     assert again(result).exit_code == 0
     assert (folder / "run" / "results.json").is_file()
@@ -118,6 +118,7 @@ def test_after_its_end_a_run_is_said_to_be_complete(command: list[object], folde
     assert (folder / "run" / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_a_comparison_goes_on(command: list[object], folder: Path) -> None:
     asked = ["compare", *command[1:], "--recipes", "separate,ar2", "--seeds", 1, "--trials", 1]
     result = stopped(asked, compare_module, "contend", 1)
