@@ -230,11 +230,7 @@ def report(results: list[dict[str, Any]], design: str) -> str:
 
     found = []
     for name in results[0]["found"]:
-        counts = [Found(**facts["found"][name]) for facts in results]
-        spread = [f"{min(v):.3f}..{max(v):.3f}" for v in ([c.precision for c in counts], [c.recall for c in counts])]
-        total = Found(*(sum(getattr(c, key) for c in counts) for key in ("flagged", "right", "planted")))
-        cells = f"{total.precision:.3f} ({spread[0]})", f"{total.recall:.3f} ({spread[1]})"
-        found.append([name, total.flagged, total.right, *cells])
+        found.append([name, *totals([Found(**facts["found"][name]) for facts in results])])
     there, candidates = sum(f["planted_there"] for f in results), sum(f["candidates"] for f in results)
     arms = [arm for arm in ARMS if arm in results[0]["arms"]]
     pairs = [("uncorrected", arm) for arm in arms]
@@ -260,6 +256,13 @@ def report(results: list[dict[str, Any]], design: str) -> str:
         table(parts, ["needs", *head], markdown=True),
         table(costs, ["arm", "verdicts", "judged pairs in pools, before and after", "updates", "kept"], markdown=True),
     ])  # fmt: skip
+
+
+def totals(counts: list[Found]) -> list[Any]:
+    """Over the seeds: pairs, how many of them are right, precision and recall (smallest..largest)."""
+    total = Found(*(sum(getattr(c, key) for c in counts) for key in ("flagged", "right", "planted")))
+    spread = [f"{min(v):.3f}..{max(v):.3f}" for v in ([c.precision for c in counts], [c.recall for c in counts])]
+    return [total.flagged, total.right, f"{total.precision:.3f} ({spread[0]})", f"{total.recall:.3f} ({spread[1]})"]
 
 
 def cost(results: list[dict[str, Any]], arm: str) -> list[str]:

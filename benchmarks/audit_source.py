@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from audit import CONFIG, DEPTH, LONG_WARMUP, MEASURES, ROWS, Found, against, measured, review
+from audit import CONFIG, DEPTH, LONG_WARMUP, MEASURES, ROWS, Found, against, measured, review, totals
 from planted import World, write_encoder, write_planted
 
 DATA, BEFORE = World(labels="source", sources=True), World(sources=True)
@@ -98,10 +98,10 @@ def report(results: list[dict[str, Any]]) -> str:
     """What the audit found, then test, over the seeds."""
     from sparring.log import table
 
-    found = [["before training, `sparring audit`", *pooled([Found(**facts["found"]) for facts in results])]]
+    found = [["before training, `sparring audit`", *totals([Found(**facts["found"]) for facts in results])]]
     for state in [name for name in STATES if all(name in facts["later"] for facts in results)]:
         counts = [Found(**facts["later"][state]) for facts in results]
-        found.append([f"uncorrected run, refresh `{state}`", *pooled(counts)])
+        found.append([f"uncorrected run, refresh `{state}`", *totals(counts)])
     pairs = [("before training", "uncorrected"), *(("uncorrected", arm) for arm in ARMS)]
     rows = [
         against(results, *pair, measure, row)
@@ -142,13 +142,6 @@ def over_seeds(results: list[dict[str, Any]]) -> list[str]:
             gains = after - before
             told.append(f"{measure}, {row} {gains.mean():+.3f} (p {ttest_1samp(gains, 0).pvalue:.3f})")
     return told
-
-
-def pooled(counts: list[Found]) -> list[Any]:
-    """Cells: pairs, how many of them are right, precision and recall (smallest..largest)."""
-    total = Found(*(sum(getattr(c, key) for c in counts) for key in ("flagged", "right", "planted")))
-    spread = [f"{min(v):.3f}..{max(v):.3f}" for v in ([c.precision for c in counts], [c.recall for c in counts])]
-    return [total.flagged, total.right, f"{total.precision:.3f} ({spread[0]})", f"{total.recall:.3f} ({spread[1]})"]
 
 
 def main() -> None:

@@ -44,6 +44,10 @@ class DiskError(InputError):
     """A disk that is full, closed to writing, or broken. A run that meets it goes on with the same command."""
 
 
+class Damaged(InputError):
+    """A file of ours that is missing, cut, changed or of another version. One that can be made again is."""
+
+
 @contextmanager
 def explained(where: str | Path) -> Iterator[None]:
     """Turn what a disk refuses into a `DiskError` that names the file (``where``, if the error names none)."""
@@ -282,7 +286,7 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
     return write_text(path, json.dumps(sealed(value), indent=indent, ensure_ascii=False) + "\n", durable=durable)
 
 
-def read_sealed(path: Path, what: str, *, fix: str, error: type[InputError] = InputError) -> dict[str, Any]:
+def read_sealed(path: Path, what: str, *, fix: str, error: type[InputError] = Damaged) -> dict[str, Any]:
     """What `write_sealed` wrote; ``error`` when it is missing, cut, changed or no such file.
 
     Raises: DiskError where the disk refuses to read it.

@@ -73,4 +73,3 @@ class CannotGoOn(InputError):
         fix: str = BEGIN_AGAIN,
     ) -> None:  # fmt: skip
         super().__init__(what, where=where, expected=expected, got=got, fix=fix)
-

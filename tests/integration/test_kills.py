@@ -1,6 +1,6 @@
 """Comparisons and encodings that are killed go on with the same command and end with the same bits.
 
-Long form: ``make test-long ARGS="tests/integration/test_kills.py --kills 200 --timeout 7200"``: a tenth of the kills
+Longest form: ``make test-long ARGS="tests/integration/test_kills.py --kills 200 --timeout 7200"``: a tenth of the kills
 for comparisons.
 """
 
@@ -24,8 +24,7 @@ pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("kill_worker.py")
 COMPARISON = (
     "kept weights 1", "kept weights 4", "stored result 1", "stored result 5", "checkpoint 4", "encode shard 3",
-    "index 3",
-    "checkpoint 20",
+    "index 3", "checkpoint 20",
 )  # fmt: skip
 SHORT = {"kept weights 4": "seed-0/shared", "checkpoint 4": "tuning/separate-1", "checkpoint 20": "seed-0/separate"}
 """In a warm start, in a trial and in an arm, and where that lies; the others are in the long form."""

@@ -1,6 +1,6 @@
 """A run that was killed goes on with the same command and ends with the same bits.
 
-Long form: ``make test-long ARGS="tests/integration/test_resume.py --kills 200 --timeout 7200"``.
+Longest form: ``make test-long ARGS="tests/integration/test_resume.py --kills 200 --timeout 7200"``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from sparring.data.layout import Files, Layout, find
 from sparring.data.rows import QueryRow
 from sparring.data.table import FORMAT, TextTable, move_folder
 from sparring.data.textfiles import Problem, at, bad_row, raise_problem
-from sparring.files import DiskError, read_sealed, write_sealed
+from sparring.files import Damaged, read_sealed, write_sealed
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -86,9 +86,7 @@ def load(
         convert(layout, folder)
     try:
         dataset = open_converted(layout, folder)
-    except DiskError:
-        raise
-    except InputError as error:
+    except Damaged as error:
         logger.warning("%s is damaged and made again: %s", folder, error.got)
         spoilt = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with contextlib.suppress(FileNotFoundError):  # another process makes it again, too

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sparring.files import damaged, digests, read_sealed, write_sealed
+from sparring.files import Damaged, damaged, digests, read_sealed, write_sealed
 from sparring.machine import give_back
 from sparring.types import InputError
 
@@ -85,7 +85,7 @@ class TextTable:
 
     @classmethod
     def open(cls, path: str | Path) -> TextTable:
-        """Map an existing table. InputError when there is none, or it is damaged or of another version."""
+        """Map an existing table. `Damaged` when there is none, or it is cut, changed or of another version."""
         return cls(Path(path))
 
     @classmethod
@@ -252,7 +252,7 @@ def _load(path: Path, length: int) -> np.ndarray:
 
 def _read_facts(path: Path) -> dict:
     if not (path / "table.json").is_file():
-        raise InputError(
+        raise Damaged(
             "this is not a table of texts",
             where=str(path),
             expected="a folder written by TextTable.from_rows",
@@ -265,8 +265,8 @@ def _read_facts(path: Path) -> dict:
     return facts
 
 
-def _damaged(path: Path, why: str) -> InputError:
-    return InputError(
+def _damaged(path: Path, why: str) -> Damaged:
+    return Damaged(
         "a table of texts is damaged or of another version",
         where=str(path),
         expected="all files of one table",

@@ -27,7 +27,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from sparring import __version__
-from sparring.files import DiskError, damaged, read_sealed
+from sparring.files import Damaged, damaged, read_sealed
 from sparring.log import progress
 from sparring.models.growing import MANIFEST, growing, remove_part
 from sparring.types import InputError
@@ -124,7 +124,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path, *, check: bool = True) -> TokenStore:
-        """Memory-map a store that ``tokenize`` wrote. InputError when a file of it is missing, cut or changed.
+        """Memory-map a store that ``tokenize`` wrote. `Damaged` when a file of it is missing, cut or changed.
 
         ``check``: read all of it for its checksums; without, only the manifest's is looked at.
         """
@@ -132,7 +132,7 @@ class TokenStore:
         manifest = read_sealed(folder / MANIFEST, "a store of tokens", fix=again)
         if check and (wrong := damaged(folder, manifest["files"])):
             where = str(folder / wrong[0])
-            raise InputError("A token file is damaged.", where=where, expected="the file as it was written", fix=again)
+            raise Damaged("A token file is damaged.", where=where, expected="the file as it was written", fix=again)
         settings = {key: manifest[key] for key in ("limit", "prompt", "tokenizer", "fingerprint")}
         ids = folder / _IDS
         flat = np.memmap(ids, dtype="<i4", mode="r") if ids.stat().st_size else np.empty(0, np.int32)
@@ -175,9 +175,7 @@ def tokenize(
     if folder.exists():
         try:
             found = TokenStore.open(folder)
-        except DiskError:
-            raise
-        except InputError as error:
+        except Damaged as error:
             logger.warning("%s is damaged and made again: %s", folder, error.where)
             spoilt = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
             with contextlib.suppress(FileNotFoundError):  # another process makes it again, too

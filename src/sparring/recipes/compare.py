@@ -47,7 +47,7 @@ from sparring.recipes.arms import FACTORS, Arm, at_budget, parse_arms, trained_f
 from sparring.recipes.audits import Audits
 from sparring.recipes.comparison import Comparison, Evidence, conclude
 from sparring.recipes.competition import Baselines, contend, prepare, read_test
-from sparring.recipes.experiment import Experiment, load_kept, require_kept
+from sparring.recipes.experiment import Experiment, put_kept, require_kept
 from sparring.recipes.journal import GOING_ON, Journal, clear, differences
 from sparring.recipes.settings import DEFAULT_ARMS, RunConfig
 from sparring.recipes.store import load_generation, load_rows, save_generation, save_rows
@@ -553,7 +553,7 @@ def ship(folder: Path, result: Comparison, plan: Plan, materials: Materials) -> 
     digest, fusion = facts["states"], facts["settings"]["fusion"] if facts["kept"] != "warm start" else 0
     _require_whole(arm, {f"states/best/{kind}.safetensors": sha256 for kind, sha256 in digest.items()})
     for kind, model in (("retriever", retriever), ("ranker", ranker)):
-        load_kept(model, arm / "states" / "best" / f"{kind}.safetensors", digest[kind])
+        put_kept(model, arm / "states" / "best" / f"{kind}.safetensors")
     m = materials
     card: dict[str, Any] = card_of(shipped.arm.name, m.dataset, m.retriever, m.ranker, m.command)
     metrics = {name: {m: str(e) for m, e in cells.items()} for name, cells in result.shipped_rows().items()}

@@ -737,6 +737,11 @@ class Experiment:
 def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
     """Put kept weights into a model; raises as `require_kept`."""
     require_kept(path, digest)
+    put_kept(model, path)
+
+
+def put_kept(model: Retriever | Ranker, path: Path) -> None:
+    """Put weights into a model whose file was looked at before."""
     if is_sharded(model):
         put_state(model, load_file(str(path)))
     else:

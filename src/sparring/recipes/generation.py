@@ -50,9 +50,7 @@ class Vectors:
         Raises: CannotGoOn when the file is not the one that was written.
         """
         if not self.file.is_file() or sha256(self.file) != self.digest:
-            raise CannotGoOn(
-                "the embeddings of an earlier refresh are missing or damaged", where=str(self.file)
-            )
+            raise CannotGoOn("the embeddings of an earlier refresh are missing or damaged", where=str(self.file))
         return self.file
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.files import DiskError, damaged, explained, read_sealed, sha256, whole, write_sealed
+from sparring.files import Damaged, damaged, explained, read_sealed, sha256, whole, write_sealed
 from sparring.log import progress as progress_bar
 from sparring.stores.card import Card, nothing_there, read_card
 from sparring.types import InputError
@@ -60,9 +60,7 @@ def read(folder: Path, store: str, *, replace: bool = False) -> Publication | No
     replaceable = replace and _ours_alone(folder)
     try:
         note = read_sealed(folder / NOTE, "a publication's note", fix=_FIX)
-    except DiskError:
-        raise
-    except InputError:
+    except Damaged:
         if not replaceable:
             raise
         logger.warning("%s: its note is damaged; the publication is going to be replaced", where)
