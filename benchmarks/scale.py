@@ -97,7 +97,7 @@ def stage(name: str, place: Path, threads: int, shown: Callable[[str], None]) ->
     shown(f"{len(dataset.corpus):,} passages")
     if name == "convert":
         return
-    from sparring.distributed import cpu_multiplies_bf16
+    from sparring.distributed import cpu_bf16_units
     from sparring.models import load_retriever
     from sparring.phases.encode import encode
     from sparring.phases.index import build_index
@@ -107,7 +107,7 @@ def stage(name: str, place: Path, threads: int, shown: Callable[[str], None]) ->
     store = retriever.tokenize(dataset.corpus, "passage", place / "cache" / "tokens")
     if name == "tokenise":
         return
-    dtype, out = torch.bfloat16 if cpu_multiplies_bf16() else None, place / "passages.npy"
+    dtype, out = torch.bfloat16 if cpu_bf16_units() else None, place / "passages.npy"
     if name == "encode":
         encode(retriever, store, "passage", out=out, token_budget=2048, dtype=dtype)
         return

@@ -44,22 +44,23 @@ def choose_device() -> Choice:
 
 
 def choose_precision(wanted: Precision, device: str) -> Choice:
-    """bf16 where matrix units make it faster (CUDA with bf16, CPUs with AMX); fp32 elsewhere."""
+    """bf16 where the hardware multiplies it faster (CUDA with bf16, CPUs with AMX or AVX512-BF16); fp32 elsewhere."""
     if wanted not in ("auto", "fp32", "bf16"):
         raise InputError("unknown precision", where="precision", expected="auto, fp32 or bf16", got=str(wanted))
     if wanted != "auto":
         return Choice("precision", wanted, "asked for")
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice("precision", "bf16", "the GPU multiplies bf16 natively")
-    if device == "cpu" and cpu_multiplies_bf16():
-        return Choice("precision", "bf16", "the CPU has AMX tiles for bf16")
+    if device == "cpu" and (units := cpu_bf16_units()):
+        return Choice("precision", "bf16", f"the CPU multiplies bf16 ({units})")
     return Choice("precision", "fp32", f"no fast bf16 on this {device}")
 
 
-def cpu_multiplies_bf16() -> bool:
-    """True on CPUs with AMX bf16 tiles. AVX512-bf16 alone does not count: no gain was shown by measurement."""
+def cpu_bf16_units() -> str:
+    """What this CPU multiplies bf16 with, faster than fp32: "AMX", "AVX512-BF16", or nothing ("")."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # absent before torch 2.10: then fp32
-    return bool(capabilities and capabilities().get("amx_bf16", False))
+    has = capabilities() if capabilities else {}
+    return "AMX" if has.get("amx_bf16") else "AVX512-BF16" if has.get("avx512_bf16") else ""
 
 
 def choose_threads(wanted: int = 0) -> Choice:

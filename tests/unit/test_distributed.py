@@ -47,11 +47,26 @@ def test_precision_as_asked_or_where_it_is_fast() -> None:
     assert choose_precision("bf16", "cpu").value == "bf16"
     assert choose_precision("fp32", "cuda").reason == "asked for"
     assert choose_precision("auto", "mps").value == "fp32"
-    assert choose_precision("auto", "cpu").value in ("fp32", "bf16")
-    assert choose_precision("auto", "cpu").reason
     with pytest.raises(InputError, match="unknown precision") as caught:
         choose_precision("fp16", "cpu")  # type: ignore[arg-type]
     assert caught.value.expected == "auto, fp32 or bf16"
+
+
+@pytest.mark.parametrize(
+    ("has", "value", "named"),
+    [({"amx_bf16": True, "avx512_bf16": True}, "bf16", "AMX"),
+     ({"amx_bf16": False, "avx512_bf16": True}, "bf16", "AVX512-BF16"),
+     ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, "fp32", "no fast bf16"), ({}, "fp32", "no fast")],
+)  # fmt: skip
+def test_precision_on_a_cpu_is_what_it_multiplies_fast(
+    has: dict[str, bool], value: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    found = choose_precision("auto", "cpu")
+    assert found.value == value
+    assert named in found.reason
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # before torch 2.10
+    assert choose_precision("auto", "cpu").value == "fp32"
 
 
 def test_threads_as_asked_or_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

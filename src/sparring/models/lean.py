@@ -29,7 +29,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
-from sparring.distributed import cpu_multiplies_bf16
+from sparring.distributed import cpu_bf16_units
 from sparring.models.cpu import dropped, keep_mask
 
 STEP = 64
@@ -171,7 +171,7 @@ def _layers(encoder: Any) -> list[Layer]:
 def _fuses() -> bool:
     """Whether this torch has the fused products, and this CPU the units for which they pay."""
     ops = ("_linear_pointwise", "_reorder_linear_weight")
-    return cpu_multiplies_bf16() and all(hasattr(torch.ops.mkldnn, name) for name in ops)
+    return bool(cpu_bf16_units()) and all(hasattr(torch.ops.mkldnn, name) for name in ops)
 
 
 def _forward(
