@@ -199,6 +199,7 @@ def test_verdicts_from_the_command_line(toy: Path, cache: Path, tiny_st: Path, t
     assert used.exit_code == 2
 
 
+@pytest.mark.long
 def test_planted_positives_are_found_and_their_corrections_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

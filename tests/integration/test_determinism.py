@@ -16,9 +16,11 @@ from test_processes import ended, free_port
 from test_resume import numbers
 from test_train import CONFIG, DIAGNOSTICS, records
 
+from forms import chosen, marked
+
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("curve_worker.py")
-RECIPES = ("ar2", "rocketqav2")
+RECIPES, SHORT = ("ar2", "rocketqav2"), ("ar2",)
 
 
 def without_dropout(folder: Path, target: Path) -> Path:
@@ -54,9 +56,11 @@ def start(job: Path, processes: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path, tiny_ce: Path) -> Path:
-    """Both recipes with one process and with two (no dropout), and AR2 with dropout twice."""
-    folder = tmp_path_factory.mktemp("curves")
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, tiny_st: Path, tiny_ce: Path, pytestconfig: pytest.Config
+) -> Path:
+    """Each recipe with one process and with two (no dropout), and AR2 with dropout twice."""
+    folder, recipes = tmp_path_factory.mktemp("curves"), chosen(RECIPES, SHORT, pytestconfig)
     still = [without_dropout(path, folder / path.name) for path in (tiny_st, tiny_ce)]
     data, cache = str(write_toy(folder / "toy")), str(folder / "cache")
 
@@ -67,16 +71,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_st: Path, tiny_ce: Pa
             "config": CONFIG, "out": str(folder / name),
         }  # fmt: skip
 
-    one = [job(f"{recipe} 1", recipe, still) for recipe in RECIPES]
+    one = [job(f"{recipe} 1", recipe, still) for recipe in recipes]
     one += [job(f"again {n}", "ar2", [tiny_st, tiny_ce]) for n in (1, 2)]
-    for processes, jobs in ((1, one), (2, [job(f"{recipe} 2", recipe, still) for recipe in RECIPES])):
+    for processes, jobs in ((1, one), (2, [job(f"{recipe} 2", recipe, still) for recipe in recipes])):
         file = folder / f"job-{processes}.json"
         file.write_text(json.dumps(jobs))
         start(file, processes)
     return folder
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", marked(RECIPES, SHORT))
 def test_two_processes_give_the_loss_curve_of_one(recipe: str, folders: Path) -> None:
     """Warm start and two rounds, in fp32 without dropout: every loss term of every update, and the pools between."""
     curves = []

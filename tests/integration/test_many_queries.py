@@ -22,6 +22,7 @@ def measured(queries: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_query_costs_so_many_bytes() -> None:
     """By the kernel's count of fresh processes, beyond what does not grow with queries: until lists are drawn (pools
     20 deep are 268 bytes of it), and with tokens, which are pages of files."""
