@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -58,9 +58,18 @@ def choose_precision(wanted: Precision, device: str) -> Choice:
 
 def cpu_bf16_units() -> str:
     """What this CPU multiplies bf16 with, faster than fp32: "AMX", "AVX512-BF16", or nothing ("")."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # absent before torch 2.10: then fp32
-    has = capabilities() if capabilities else {}
+    has = _capabilities()
     return "AMX" if has.get("amx_bf16") else "AVX512-BF16" if has.get("avx512_bf16") else ""
+
+
+def cpu_is_amd() -> bool:
+    """Whether torch calls this an AMD processor."""
+    return "AMD" in str(_capabilities().get("cpu_name", ""))
+
+
+def _capabilities() -> dict[str, Any]:
+    found = getattr(torch.cpu, "get_capabilities", None)  # absent before torch 2.10
+    return dict(found()) if found else {}
 
 
 def choose_threads(wanted: int = 0) -> Choice:

@@ -3,8 +3,9 @@
 While the mode is on, the encoder's own ``forward`` is replaced; embeddings, pooling and heads stay the library's. The
 tokens of a chunk lie one after another, so that no product is spent on padding; rows of one length attend together,
 which needs no mask; query, key and value are one product. In bf16 each weight is cast once, and what lies between two
-products stays bf16 (autocast casts every input of every product again and adds in fp32). Without gradients, bf16
-weights are laid out for the matrix units once, and bias, GELU and residual are part of the product.
+products stays bf16 (autocast casts every input of every product again and adds in fp32). Without gradients, weights
+are laid out as oneDNN reads them once, and bias, GELU and residual are part of the product: in bf16, and in fp32 on
+the CPUs of AMD, where oneDNN multiplies faster than the library that torch takes.
 
 An encoder that is anything but plain (another class, hooks, adapters, cross-attention, another activation's module)
 keeps its own forward.
@@ -29,11 +30,11 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
-from sparring.distributed import cpu_bf16_units
+from sparring.distributed import cpu_bf16_units, cpu_is_amd
 from sparring.models.cpu import dropped, keep_mask
 
 STEP = 64
-"""Products in bf16 get a multiple of so many tokens: oneDNN generates code for every new shape and keeps that of the
+"""oneDNN's products get a multiple of so many tokens: it generates code for every new shape and keeps that of the
 last 1,024, which takes time in every chunk and memory by the hundred megabytes."""
 ENCODERS = (BertEncoder, RobertaEncoder, XLMRobertaEncoder)
 
@@ -152,10 +153,10 @@ def _obstacle(module: nn.Module) -> str:
 
 
 def _layers(encoder: Any) -> list[Layer]:
-    """The encoder's layers; in bf16, at rest and without gradients, in the form that oneDNN multiplies fastest."""
+    """The encoder's layers; at rest and without gradients in the form that oneDNN multiplies fastest."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else next(encoder.parameters()).dtype
-    fused = dtype == torch.bfloat16 and not torch.is_grad_enabled() and not encoder.training and _fuses()
+    fused = not torch.is_grad_enabled() and not encoder.training and _fuses(dtype)
     with torch.autocast("cpu", enabled=False):
         layers = []
         for module in encoder.layer:
@@ -168,10 +169,11 @@ def _layers(encoder: Any) -> list[Layer]:
         return layers
 
 
-def _fuses() -> bool:
-    """Whether this torch has the fused products, and this CPU the units for which they pay."""
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether this torch has the fused products, and this CPU is one on which they pay in this precision."""
+    pays = {torch.bfloat16: bool(cpu_bf16_units()), torch.float32: cpu_is_amd()}
     ops = ("_linear_pointwise", "_reorder_linear_weight")
-    return bool(cpu_bf16_units()) and all(hasattr(torch.ops.mkldnn, name) for name in ops)
+    return pays.get(dtype, False) and all(hasattr(torch.ops.mkldnn, name) for name in ops)
 
 
 def _forward(
@@ -205,7 +207,7 @@ def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
     """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
     kind, tokens = x.dtype, len(x)
     x = x.to(layers[0].up.weight.dtype)
-    if x.dtype == torch.bfloat16:
+    if x.dtype == torch.bfloat16 or layers[0].up.packed is not None:
         x = functional.pad(x, (0, 0, 0, -tokens % STEP))
     for layer in layers:
         module, first, second = layer.module, layer.module.attention.output, layer.module.output

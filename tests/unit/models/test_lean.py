@@ -185,21 +185,48 @@ def test_which_forward_is_said_in_words(tiny_st):
     assert lean.forward_of(nn.Linear(2, 2)).startswith("the library's forward (this model is none of BertEncoder")
 
 
-def test_fused_products_are_the_plain_ones(tiny_ce, monkeypatch):
-    """bf16 at rest, with and without oneDNN's fused products: apart by roundings of bf16 only."""
+FUSED = [pytest.param(torch.bfloat16, 0.02, id="bf16"), pytest.param(None, 1e-5, id="fp32")]
+"""As `evaluating` takes the precision, and how far apart results may be."""
+
+
+def fused_or_skipped(dtype, monkeypatch):
+    """Fused products, also on a CPU on which they would not be chosen in fp32."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or (dtype == torch.bfloat16 and not lean._fuses(dtype)):
+        pytest.skip("not on this CPU, or not in this torch")
+    monkeypatch.setattr(lean, "_fuses", lambda _: True)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), FUSED)
+def test_fused_products_are_the_plain_ones(dtype, apart, tiny_ce, monkeypatch):
+    """At rest, with and without oneDNN's fused products: apart by roundings only."""
+    fused_or_skipped(dtype, monkeypatch)
     model = load_ranker(tiny_ce).eval()
-    inputs, found = chunks(model, 10**6), []
-    for fuses in (lean._fuses(), False):
-        monkeypatch.setattr(lean, "_fuses", lambda fuses=fuses: fuses)
-        with evaluating(model, torch.bfloat16):
+    inputs, found, calls = chunks(model, 10**6), [], []
+    product = lean.Product.activated
+    monkeypatch.setattr(lean.Product, "activated", lambda *a: calls.append(a[0].packed is not None) or product(*a))
+    for fuses in (True, False):
+        monkeypatch.setattr(lean, "_fuses", lambda _, fuses=fuses: fuses)
+        with evaluating(model, dtype):
             found.append(outputs(model, inputs))
-    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+    assert set(calls) == {True, False}
+    torch.testing.assert_close(found[0], found[1], rtol=apart, atol=apart)
 
 
-def test_fused_products_see_few_shapes(tiny_ce, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "name", "expected"),
+    [(torch.float32, "AMD EPYC", True), (torch.float32, "Intel(R) Xeon(R)", False), (torch.float64, "AMD EPYC", False),
+     (torch.bfloat16, "AMD EPYC", False), (torch.float32, None, False)],
+)  # fmt: skip
+def test_where_products_are_fused(dtype, name, expected, monkeypatch):
+    """bf16 by its units, of which this CPU has none; fp32 by who made the CPU."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {}, raising=False)
+    assert lean._fuses(dtype) is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+@pytest.mark.parametrize(("dtype", "apart"), FUSED)
+def test_fused_products_see_few_shapes(dtype, apart, tiny_ce, monkeypatch):
     """Whatever the texts, products get a multiple of STEP tokens, and what is added changes nothing."""
-    if not lean._fuses():
-        pytest.skip("this CPU has no units for fused products")
+    fused_or_skipped(dtype, monkeypatch)
     model, seen = load_ranker(tiny_ce).eval(), []
     call = lean.Product.__call__
     monkeypatch.setattr(lean.Product, "__call__", lambda self, x: seen.append(len(x)) or call(self, x))
@@ -208,9 +235,9 @@ def test_fused_products_see_few_shapes(tiny_ce, monkeypatch):
         for step in (64, 1):
             monkeypatch.setattr(lean, "STEP", step)
             seen.clear()
-            with evaluating(model, torch.bfloat16):
+            with evaluating(model, dtype):
                 found[step] = outputs(model, inputs)
             sizes[step] = list(seen)
         assert [size + -size % 64 for size in sizes[1]] == sizes[64]
         assert any(size % 64 for size in sizes[1]), "else there is nothing to see"
-        torch.testing.assert_close(found[64], found[1], rtol=0.02, atol=0.02)
+        torch.testing.assert_close(found[64], found[1], rtol=apart, atol=apart)
