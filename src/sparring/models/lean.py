@@ -112,6 +112,12 @@ def lean_encoders(model: nn.Module) -> Iterator[int]:
             del encoder.forward
 
 
+def is_lean(model: nn.Module) -> bool:
+    """Whether every encoder of a model has the forward of this file at the moment, and there is one."""
+    found = [vars(module).get("forward") for module in model.modules() if type(module) in ENCODERS]
+    return bool(found) and all(isinstance(forward, partial) and forward.func is _forward for forward in found)
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether this is an encoder whose layers do here what they do in their library, on a CPU."""
     return type(module) in ENCODERS and not _obstacle(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_sentence_transformer, resolve
+from sparring.models.parallel import over_chunks
 from sparring.models.tokens import TextSource, TokenStore, tokenize
 from sparring.models.weights import freeze_poolers, in_float32, keep_layers, model_fingerprint
 from sparring.types import InputError
@@ -77,8 +78,12 @@ class Retriever(nn.Module):
         if not batches.inputs:
             return torch.zeros(0, self.dim, device=self.device)
         with lean_encoders(self), training_on_cpu(self, batches.inputs):
-            vectors = torch.cat([self.embed(inputs, kind) for inputs in batches.inputs])
+            vectors = torch.cat(list(self.embeddings(batches, kind)))
         return vectors[batches.restore.to(vectors.device)]
+
+    def embeddings(self, batches: Batches, kind: Kind) -> Iterator[Tensor]:
+        """Embeddings of each chunk, in the chunks' order."""
+        return over_chunks(self, lambda inputs: self.embed(inputs, kind), batches.inputs)
 
     def embed(self, inputs: dict[str, Tensor], kind: Kind) -> Tensor:
         """Embeddings of one chunk, float32 [rows, d], in the order of the chunk."""

@@ -141,10 +141,10 @@ def embed_shard(
             bar.update(before - bar.n)  # back, where an attempt failed
         batches = retriever.batches(store, rows, kind, token_budget=tokens)
         vectors = []
-        for inputs in batches.inputs:
-            vectors.append(retriever.embed(inputs, kind))
+        for found in retriever.embeddings(batches, kind):
+            vectors.append(found)
             if bar is not None:
-                bar.update(len(vectors[-1]))
+                bar.update(len(found))
         joined: np.ndarray = torch.cat(vectors).cpu().numpy()
         return joined[batches.restore.numpy()]
 
