@@ -31,7 +31,7 @@ demo: $(VENV)/.run  ## train a real pair on real data: RECIPE=duet | ar2 | rocke
 test: $(VENV)/.test  ## all tests but the long ones
 	$(PYTEST) $(ARGS)
 
-test-long: $(VENV)/.dev  ## all tests, also those that take minutes: every kill and refused write, servers, clusters, launchers
+test-long: $(VENV)/.dev  ## all tests, also those that take minutes: every kill and refused write, servers, clusters, launchers, benchmarks
 	$(PYTEST) --long $(ARGS)
 
 test-quick: $(VENV)/.test  ## tests that neither train a real pair nor start processes

@@ -20,6 +20,9 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional
 
+from sparring.distributed import cpu_bf16_units
+from sparring.models.lean import has_fused_products
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -71,7 +74,7 @@ class Roofline:
         m, k, n = shape
         left, right = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
         found: list[Callable[[], Any]] = [lambda: functional.linear(left, right)]
-        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        if has_fused_products(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(right, None)
             found.append(lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""))
         return [(2 * m * k * n, product) for product in found]
@@ -131,9 +134,9 @@ def hardware() -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    amx = " with AMX bf16" if torch.cpu.get_capabilities().get("amx_bf16") else ""
+    units = f" with {cpu_bf16_units()}" if cpu_bf16_units() else ""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{model}{amx}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}, {platform.system()}"
+    return f"{model}{units}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}, {platform.system()}"
 
 
 def arguments(description: str, repetitions: int = 7) -> argparse.ArgumentParser:

@@ -75,8 +75,10 @@ def hardware() -> str:
     """CPU cores, precision units and threads, as text."""
     import torch
 
-    amx = " with AMX" if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16") else ""
-    return f"{os.cpu_count()} x86 cores{amx}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, " + (
+    from sparring.distributed import cpu_bf16_units
+
+    units = f" with {cpu_bf16_units()}" if cpu_bf16_units() else ""
+    return f"{os.cpu_count()} x86 cores{units}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, " + (
         f"{platform.system()}"
     )
 

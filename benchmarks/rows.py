@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import baselines
 from harness import PeakMemory, Ratio, Roofline, interleave, ratio
 from joint_step import Lengths, Ours, Port, compare
 from material import Material, without_dropout
-from sparring.models import Ranker, Retriever, TokenStore
+from sparring.models import Ranker, Retriever, TokenStore, lean, parallel
 from sparring.models.inputs import input_module
 from sparring.phases.encode import encode
 from sparring.phases.fit import Feed, Scorer, Step, fit, make_trainee
@@ -95,7 +96,15 @@ def encoding(m: Material) -> list[Row]:
     kept = overlap(build_index(exact).search(asked, k)[1], build_index(reduced).search(
         encode(retriever, queries, "query", dtype=torch.bfloat16), k)[1])  # fmt: skip
     cast = copy.deepcopy(retriever.model).to(torch.bfloat16)
+    def without(module: Any, name: str, value: Any, precision: str) -> np.ndarray:
+        with mock.patch.object(module, name, value):
+            return ours(precision)
+
+    plain = partial(without, lean, "_pays", lambda _: False)
+    in_turn = partial(without, parallel, "MOST", 1)
     arms: dict[str, Callable[[], Any]] = {
+        **{f"ours, {p}, torch's products": partial(plain, p) for p in DTYPES},
+        **{f"ours, {p}, chunks in turn": partial(in_turn, p) for p in DTYPES},
         "ours, fp32": partial(ours, "fp32"), "ours, fp32, tokenising too": partial(ours, "fp32", False),
         "ours, bf16": partial(ours, "bf16"), "ours, bf16, tokenising too": partial(ours, "bf16", False),
         "sentence-transformers": theirs,
@@ -108,7 +117,11 @@ def encoding(m: Material) -> list[Row]:
     rows = []
     for precision, goal in (("fp32", 1.3), ("bf16", 2.5)):
         mine_, tokenising = f"ours, {precision}", f"ours, {precision}, tokenising too"
-        note = f"tokenising too: {ratio(s, other, tokenising)}"
+        note = f"tokenising too: {ratio(s, other, tokenising)}; ours against ours "
+        ways = "torch's products", "chunks in turn"
+        note += ", ".join(f"with {way} {ratio(s, f'{mine_}, {way}', mine_)}" for way in ways)
+        if precision == "bf16":
+            note += f", in fp32 {ratio(s, 'ours, fp32', mine_)}"
         if precision == "bf16":
             note += f"; against bf16 weights: {ratio(s, 'sentence-transformers, bf16 weights', mine_)}"
         rows.append(Row(

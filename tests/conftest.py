@@ -126,7 +126,7 @@ def tiny_ce_unigram(tiny_unigram: Path, tmp_path_factory: pytest.TempPathFactory
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, help="runs that are killed at random moments: 8, and 20 in the long form")
-    parser.addoption("--long", action="store_true", help="also what takes minutes: kills, servers, clusters")
+    parser.addoption("--long", action="store_true", help="also what takes minutes: kills, servers, benchmarks")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -62,9 +62,10 @@ def cpu_bf16_units() -> str:
     return "AMX" if has.get("amx_bf16") else "AVX512-BF16" if has.get("avx512_bf16") else ""
 
 
-def cpu_is_amd() -> bool:
-    """Whether torch calls this an AMD processor."""
-    return "AMD" in str(_capabilities().get("cpu_name", ""))
+def cpu_is_amd_avx512() -> bool:
+    """Whether this is an AMD processor with AVX-512."""
+    has = _capabilities()
+    return "AMD" in str(has.get("cpu_name", "")) and bool(has.get("avx512_f"))
 
 
 def _capabilities() -> dict[str, Any]:

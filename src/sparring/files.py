@@ -45,7 +45,8 @@ class DiskError(InputError):
 
 
 class Damaged(InputError):
-    """A file of ours that is missing, cut, changed or of another version. One that can be made again is."""
+    """A sealed file, a table of texts or a store of tokens is missing, cut, changed or of another version. Who can make
+    it again catches this."""
 
 
 @contextmanager

@@ -14,10 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 ROWS = {"encoding": 2, "mining": 1, "refresh": 2, "ranker": 2, "joint": 2, "round": 3, "memory": 2}
+"""Rows of the table by name of the benchmark."""
+SHORT = ("encoding", "mining", "ranker")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", marked([("encoding", "mining"), tuple(ROWS)], [("encoding", "mining")]))
+@pytest.mark.timeout(1600)
+@pytest.mark.parametrize("names", marked([SHORT, tuple(ROWS)], [SHORT]))
 def test_the_quick_bench_checks_and_reports(names, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(ROOT / "benchmarks/speed.py"), "--quick", "--out", str(tmp_path), "--threads", "1"]

@@ -22,6 +22,17 @@ def measured(queries: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_what_is_known_of_a_querys_bytes() -> None:
+    assert_known(measured(2_000)["in it, bytes a query"])
+
+
+def assert_known(known: dict[str, float]) -> None:
+    assert known["pools, in memory"] == 268
+    assert known["embeddings of queries, mapped"] == 4 * 64
+    assert 12 + 4 * 8 < known["tokens of queries, mapped"] < 12 + 4 * 20, "8 words and a number of up to 5 digits"
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_query_costs_so_many_bytes() -> None:
     """By the kernel's count of fresh processes, beyond what does not grow with queries: until lists are drawn (pools
@@ -35,7 +46,4 @@ def test_a_query_costs_so_many_bytes() -> None:
     assert 268 < each(drawn) < 1150, "1,015 when this was written"
     assert 268 < each("tokens, then held, no mapped file, bytes a query") < 870, "786; with tokens 70 more"
     assert many["100 batches of the ranker, peak bytes a query"] < 2400, "with 90 MB that all queries share"
-    known = many["in it, bytes a query"]
-    assert known["pools, in memory"] == 268
-    assert known["embeddings of queries, mapped"] == 4 * 64
-    assert 12 + 4 * 8 < known["tokens of queries, mapped"] < 12 + 4 * 20, "8 words and a number of up to 5 digits"
+    assert_known(many["in it, bytes a query"])

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from audit import Found, totals
 from planted import Labels, World, write_planted
 
 SMALL: dict[str, Any] = {"subjects": 12, "aspects": 4}
@@ -65,3 +66,9 @@ def test_sources_mean_nothing_where_labels_are_at_random(tmp_path: Path) -> None
     corpus, _ = read(tmp_path)
     newer = [any(word[0] == "n" for word in corpus[passage].split()) for _, passage in data.planted]
     assert 0.3 < sum(newer) / len(newer) < 0.7
+
+
+def test_totals_are_of_all_seeds_and_ranges_of_each() -> None:
+    """3 of 10 flagged are right, 3 of 12 planted are found; by seed 2 of 4 and 1 of 6, 2 of 4 and 1 of 8."""
+    found = totals([Found(flagged=4, right=2, planted=4), Found(flagged=6, right=1, planted=8)])
+    assert found == [10, 3, "0.300 (0.167..0.500)", "0.250 (0.125..0.500)"]

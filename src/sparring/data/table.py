@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sparring.files import Damaged, damaged, digests, read_sealed, write_sealed
+from sparring.files import Damaged, DiskError, damaged, digests, read_sealed, reading, write_sealed
 from sparring.machine import give_back
 from sparring.types import InputError
 
@@ -69,15 +69,18 @@ class TextTable:
         self.fingerprint: str = facts["fingerprint"]
         """Hash of all ids, titles and texts in order, and of the separator."""
         try:
-            with (self.path / "text.arrow").open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = pa.ipc.open_file(pa.py_buffer(self._map))
-            self._read = 0
-            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            self._hashes = _load(self.path / "hashes.npy", self._length)
-            self._order = _load(self.path / "order.npy", self._length)
-            self.groups: np.ndarray = _load(self.path / "groups.npy", self._length)
-            """int64 [N]: the first row whose text is the same after :func:`normalise`. Equal text <=> equal group."""
+            with reading(self.path):
+                with (self.path / "text.arrow").open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                reader = pa.ipc.open_file(pa.py_buffer(self._map))
+                self._read = 0
+                self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+                self._hashes = _load(self.path / "hashes.npy", self._length)
+                self._order = _load(self.path / "order.npy", self._length)
+                self.groups: np.ndarray = _load(self.path / "groups.npy", self._length)
+                """int64 [N]: the first row whose text is the same after :func:`normalise`: equal text, equal group."""
+        except DiskError:
+            raise
         except (OSError, pa.ArrowInvalid, ValueError) as error:
             raise _damaged(self.path, str(error)) from error
         if sum(batch.num_rows for batch in self._batches) != self._length:

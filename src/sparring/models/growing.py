@@ -22,6 +22,7 @@ from sparring.files import (
     CLOSED,
     FAILED,
     Busy,
+    Damaged,
     DiskError,
     Lock,
     explained,
@@ -30,7 +31,6 @@ from sparring.files import (
     reading,
     write_sealed,
 )
-from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
 
@@ -206,7 +206,7 @@ def _gone_on(part: Path, fingerprint: str, heads: Mapping[str, bytes], stack: co
         with reading(part), contextlib.ExitStack() as opened:
             files = {name: opened.enter_context(_File(part / name, known=known[name])) for name in heads}
             stack.enter_context(opened.pop_all())
-    except InputError as error:
+    except (Damaged, DiskError) as error:
         if error.what == FAILED:  # what it holds is not known; one that is closed is another user's
             raise
         reason = error.got

@@ -4,8 +4,8 @@ While the mode is on, the encoder's own ``forward`` is replaced; embeddings, poo
 tokens of a chunk lie one after another, so that no product is spent on padding; rows of one length attend together,
 which needs no mask; query, key and value are one product. In bf16 each weight is cast once, and what lies between two
 products stays bf16 (autocast casts every input of every product again and adds in fp32). Without gradients, weights
-are laid out as oneDNN reads them once, and bias, GELU and residual are part of the product: in bf16, and in fp32 on
-the CPUs of AMD, where oneDNN multiplies faster than the library that torch takes.
+are laid out as oneDNN reads them before the first chunk, and bias, GELU and residual are part of the product: in bf16,
+and in fp32 on AMD's CPUs with AVX-512, where oneDNN multiplies faster than the library that torch takes.
 
 An encoder that is anything but plain (another class, hooks, adapters, cross-attention, another activation's module)
 keeps its own forward.
@@ -30,7 +30,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
-from sparring.distributed import cpu_bf16_units, cpu_is_amd
+from sparring.distributed import cpu_bf16_units, cpu_is_amd_avx512
 from sparring.models.cpu import dropped, keep_mask
 
 STEP = 64
@@ -49,11 +49,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer in the compute precision; ``packed`` is its weight as oneDNN lays it out, where that is used."""
+    """A linear layer in the compute precision; its weight is as torch or as oneDNN lays it out."""
 
     weight: Tensor
     bias: Tensor
-    packed: Tensor | None
+    packed: bool
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype, fused: bool) -> Product:
@@ -61,25 +61,26 @@ class Product:
         weight = torch.cat([one.weight for one in linears]) if len(linears) > 1 else linears[0].weight
         bias = torch.cat([one.bias for one in linears]) if len(linears) > 1 else linears[0].bias
         weight, bias = weight.to(dtype), bias.to(dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if fused else None
-        return cls(weight, bias, packed)
+        if fused:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        return cls(weight, bias, fused)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
-        if self.packed is None:
+        if not self.packed:
             return functional.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
         """The product, and the activation of it."""
-        if self.packed is None or type(activation) is not GELUActivation:
+        if not self.packed or type(activation) is not GELUActivation:
             return activation(self(x))  # type: ignore[no-any-return]
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]
 
     def added(self, x: Tensor, residual: Tensor, p: float) -> Tensor:
         """The product with dropout of probability p, plus the residual."""
-        if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")  # type: ignore[no-any-return]
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
         return dropped(self(x), p) + residual
 
 
@@ -95,16 +96,20 @@ class Layer:
 
 
 @contextmanager
-def lean_encoders(model: nn.Module) -> Iterator[int]:
+def lean_encoders(model: nn.Module, *, fuse: bool = True) -> Iterator[int]:
     """Replace the forward of every plain encoder in ``model`` that is on a CPU; it comes back afterwards.
 
-    The precision is autocast's where that is on, else the weights'. Gradients reach the weights as usual.
+    The precision is autocast's where that is on, else the weights'. Gradients reach the weights as usual. Without
+    gradients, weights are those of this moment until the mode ends.
+
+    Args:
+        fuse: use oneDNN's products where they pay. To lay weights out takes as long as some hundred tokens.
 
     Yields: how many encoders were replaced.
     """
     found = [module for module in model.modules() if is_plain(module)]
     for encoder in found:
-        encoder.forward = partial(_forward, _layers(encoder))
+        encoder.forward = partial(_forward, _layers(encoder, fuse))
     try:
         yield len(found)
     finally:
@@ -158,11 +163,11 @@ def _obstacle(module: nn.Module) -> str:
     return next((reason for reason, true in found.items() if true), "")
 
 
-def _layers(encoder: Any) -> list[Layer]:
-    """The encoder's layers; at rest and without gradients in the form that oneDNN multiplies fastest."""
+def _layers(encoder: Any, fuse: bool) -> list[Layer]:
+    """The encoder's layers; ``fuse``: at rest and without gradients in the form that oneDNN multiplies fastest."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else next(encoder.parameters()).dtype
-    fused = not torch.is_grad_enabled() and not encoder.training and _fuses(dtype)
+    fused = fuse and not torch.is_grad_enabled() and not encoder.training and _pays(dtype)
     with torch.autocast("cpu", enabled=False):
         layers = []
         for module in encoder.layer:
@@ -175,11 +180,16 @@ def _layers(encoder: Any) -> list[Layer]:
         return layers
 
 
-def _fuses(dtype: torch.dtype) -> bool:
-    """Whether this torch has the fused products, and this CPU is one on which they pay in this precision."""
-    pays = {torch.bfloat16: bool(cpu_bf16_units()), torch.float32: cpu_is_amd()}
+def has_fused_products(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN's products, and this CPU units for them in this precision."""
     ops = ("_linear_pointwise", "_reorder_linear_weight")
-    return pays.get(dtype, False) and all(hasattr(torch.ops.mkldnn, name) for name in ops)
+    units = {torch.bfloat16: bool(cpu_bf16_units()), torch.float32: True}
+    return units.get(dtype, False) and all(hasattr(torch.ops.mkldnn, name) for name in ops)
+
+
+def _pays(dtype: torch.dtype) -> bool:
+    """Whether this CPU is one on which fused products are faster than torch's own, as far as that was measured."""
+    return has_fused_products(dtype) and (dtype == torch.bfloat16 or cpu_is_amd_avx512())
 
 
 def _forward(
@@ -212,8 +222,8 @@ def _kept(mask: Tensor | None) -> Tensor | None:
 def _encode(layers: Sequence[Layer], x: Tensor, runs: Sequence[Run]) -> Tensor:
     """Packed hidden states through all layers, back in their own precision.  (T, H) -> (T, H)"""
     kind, tokens = x.dtype, len(x)
-    x = x.to(layers[0].up.weight.dtype)
-    if x.dtype == torch.bfloat16 or layers[0].up.packed is not None:
+    x = x.to(layers[0].up.bias.dtype)
+    if x.dtype == torch.bfloat16 or layers[0].up.packed:
         x = functional.pad(x, (0, 0, 0, -tokens % STEP))
     for layer in layers:
         module, first, second = layer.module, layer.module.attention.output, layer.module.output

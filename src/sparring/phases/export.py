@@ -156,9 +156,10 @@ def verify_export(
 def _scores(
     retriever: Retriever, ranker: Ranker, queries: Sequence[str], passages: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """The probes' scores by the models in memory, through stored tokens, without autocast."""
+    """The probes' scores by the models in memory, through stored tokens, without autocast, by the products that a fresh
+    process uses too."""
     rows = np.divmod(np.arange(len(queries) * len(passages)), len(passages))
-    with evaluating(retriever), evaluating(ranker):
+    with evaluating(retriever, fuse=False), evaluating(ranker, fuse=False):
         embedded = [_embed(retriever, queries, "query"), _embed(retriever, passages, "passage")]
         tokens = ranker.tokenize(queries, None, "query"), ranker.tokenize(passages, None, "passage")
         logits = ranker(ranker.batches(tokens[0], rows[0], tokens[1], rows[1], token_budget=8192))

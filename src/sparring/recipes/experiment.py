@@ -741,7 +741,7 @@ def load_kept(model: Retriever | Ranker, path: Path, digest: str) -> None:
 
 
 def put_kept(model: Retriever | Ranker, path: Path) -> None:
-    """Put weights into a model whose file was looked at before."""
+    """Put the weights of a file into a model; the caller has checked the file's checksum."""
     if is_sharded(model):
         put_state(model, load_file(str(path)))
     else:

@@ -69,7 +69,7 @@ def read(folder: Path, store: str, *, replace: bool = False) -> Publication | No
         raise InputError("the folder holds another kind of publication", where=where, got=str(note.get("store")))
     if wrong := damaged(folder, {entry["name"]: entry["sha256"] for entry in note["files"].values()}):
         if not replaceable:
-            raise InputError(
+            raise Damaged(
                 "a file of the publication is damaged", where=f"{where}, {wrong[0]}",
                 expected="the file as it was written", fix=_FIX,
             )  # fmt: skip

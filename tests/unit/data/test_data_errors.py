@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dataset_files import write
 from sparring.data import beir as beir_format
 from sparring.data import formats, load, read_qrels, read_run, save_beir, save_msmarco, trec, write_run
 from sparring.data.dpr import questions
+from sparring.files import DiskError
 from sparring.types import InputError
 
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -320,6 +322,30 @@ def test_a_damaged_cache_is_made_again(
         assert "made again" in caplog.text
         assert (again.fingerprint, again.qrels) == (whole.fingerprint, whole.qrels)
         assert [p.name for p in (cache / "data").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "expected"),
+    [("sparring.data.table.np.load", OSError(errno.EIO, "Input/output error"), DiskError),
+     ("sparring.data.table.mmap.mmap", OSError(errno.ENOMEM, "Cannot allocate memory"), DiskError),
+     ("sparring.data.loading.TextTable.open", InputError("something else"), InputError)],
+)  # fmt: skip
+def test_what_is_no_damage_leaves_the_cache(
+    place: str, error: Exception, expected: type[Exception], beir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(beir, cache=cache)
+    files = sorted((path, path.stat().st_mtime_ns) for path in (cache / "data").rglob("*"))
+
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, refused)
+        with pytest.raises(expected) as caught:
+            load(beir, cache=cache)
+        assert type(caught.value) is expected
+    assert sorted((path, path.stat().st_mtime_ns) for path in (cache / "data").rglob("*")) == files
+    assert load(beir, cache=cache).fingerprint == whole.fingerprint
 
 
 def test_two_processes_may_convert_at_once(beir: Path, cache: Path) -> None:

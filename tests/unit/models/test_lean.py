@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sparring.distributed import cpu_bf16_units
 from sparring.models import lean, load_ranker, load_retriever
 from sparring.models.lean import Run, lean_encoders
 from sparring.models.modes import evaluating
@@ -185,15 +186,16 @@ def test_which_forward_is_said_in_words(tiny_st):
     assert lean.forward_of(nn.Linear(2, 2)).startswith("the library's forward (this model is none of BertEncoder")
 
 
+OPS = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 FUSED = [pytest.param(torch.bfloat16, 0.02, id="bf16"), pytest.param(None, 1e-5, id="fp32")]
 """As `evaluating` takes the precision, and how far apart results may be."""
 
 
 def fused_or_skipped(dtype, monkeypatch):
     """Fused products, also on a CPU on which they would not be chosen in fp32."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or (dtype == torch.bfloat16 and not lean._fuses(dtype)):
+    if not OPS or (dtype == torch.bfloat16 and not cpu_bf16_units()):
         pytest.skip("not on this CPU, or not in this torch")
-    monkeypatch.setattr(lean, "_fuses", lambda _: True)
+    monkeypatch.setattr(lean, "_pays", lambda _: True)
 
 
 @pytest.mark.parametrize(("dtype", "apart"), FUSED)
@@ -203,24 +205,26 @@ def test_fused_products_are_the_plain_ones(dtype, apart, tiny_ce, monkeypatch):
     model = load_ranker(tiny_ce).eval()
     inputs, found, calls = chunks(model, 10**6), [], []
     product = lean.Product.activated
-    monkeypatch.setattr(lean.Product, "activated", lambda *a: calls.append(a[0].packed is not None) or product(*a))
-    for fuses in (True, False):
-        monkeypatch.setattr(lean, "_fuses", lambda _, fuses=fuses: fuses)
-        with evaluating(model, dtype):
+    monkeypatch.setattr(lean.Product, "activated", lambda *a: calls.append(a[0].packed) or product(*a))
+    for fuse in (True, False):
+        with evaluating(model, dtype, fuse=fuse):
             found.append(outputs(model, inputs))
-    assert set(calls) == {True, False}
+    assert set(calls[: len(calls) // 2]) == {True}
+    assert set(calls[len(calls) // 2 :]) == {False}
     torch.testing.assert_close(found[0], found[1], rtol=apart, atol=apart)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name", "expected"),
-    [(torch.float32, "AMD EPYC", True), (torch.float32, "Intel(R) Xeon(R)", False), (torch.float64, "AMD EPYC", False),
-     (torch.bfloat16, "AMD EPYC", False), (torch.float32, None, False)],
+    ("has", "expected"),
+    [({"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}, {torch.float32, torch.bfloat16}),
+     ({"cpu_name": "AMD EPYC", "avx512_f": True}, {torch.float32}), ({"cpu_name": "AMD EPYC"}, set()), ({}, set()),
+     ({"cpu_name": "Intel(R) Xeon(R)", "avx512_f": True, "amx_bf16": True}, {torch.bfloat16})],
 )  # fmt: skip
-def test_where_products_are_fused(dtype, name, expected, monkeypatch):
-    """bf16 by its units, of which this CPU has none; fp32 by who made the CPU."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {}, raising=False)
-    assert lean._fuses(dtype) is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+def test_where_products_are_fused(has, expected, monkeypatch):
+    """bf16 where there are units for it; fp32 on the CPUs on which it was faster."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    found = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float64) if lean._pays(dtype)}
+    assert found == (expected if OPS else set())
 
 
 @pytest.mark.parametrize(("dtype", "apart"), FUSED)

@@ -550,6 +550,19 @@ def test_a_damaged_store_is_an_error(tokenizer, tmp_path):
         TokenStore.open(folder)
 
 
+def test_what_is_no_damage_leaves_the_store(tokenizer, tmp_path, monkeypatch):
+    tokenize(TEXTS, tokenizer, limit=10, cache=tmp_path, name="texts")
+    files = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+    def refused(*_, **__):
+        raise InputError("something else")
+
+    monkeypatch.setattr(TokenStore, "open", refused)
+    with pytest.raises(InputError, match="something else"):
+        tokenize(TEXTS, tokenizer, limit=10, cache=tmp_path, name="texts")
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == files
+
+
 def test_longest_first_equals_the_tokenizers_library(tokenizer):
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
