@@ -62,7 +62,8 @@ def trained(
 
 
 def largest_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Of weights whose gradient is more than rounding."""
+    """Of weights whose gradient is more than rounding. AdamW moves each by up to the learning rate, 1e-3, an update,
+    however small its gradient: where pieces are rounded otherwise, a few are a fiftieth of that apart."""
     assert one.keys() == other.keys()
     dead = ("key.bias", "classifier.bias")
     return max(
@@ -83,7 +84,7 @@ def test_the_weights_are_those_of_the_run_that_never_failed(
         load(), accelerator, name, allocator=allocator, metrics=metrics, progressed=progress
     )  # fmt: skip
     assert allocator.refused
-    assert largest_difference(got, expected) < 1e-5
+    assert largest_difference(got, expected) < 1e-4
     assert found == pytest.approx(means, rel=1e-5, abs=1e-6)
     assert scorer.forwards.to_dict() == whole.forwards.to_dict(), "attempts that failed were counted"
     noted = [record for record in metrics.records if record["kind"] == "memory"]
