@@ -46,13 +46,13 @@ def over_chunks(model: nn.Module, compute: Callable[[Chunk], Result], chunks: Se
 
 def _abreast(model: nn.Module, chunks: int) -> int:
     """How many chunks at a time: a divisor of torch's threads, so that all of these have work."""
-    if chunks < 2 or torch.is_grad_enabled() or model.training or not is_lean(model) or not _is_plain(model):
+    if chunks < 2 or torch.is_grad_enabled() or model.training or not is_lean(model) or not _is_librarys(model):
         return 1
     threads = torch.get_num_threads()
     return max(number for number in range(1, MOST + 1) if threads % number == 0 and number <= chunks)
 
 
-def _is_plain(model: Any) -> bool:
+def _is_librarys(model: Any) -> bool:
     """Whether the modules around the encoder are the library's: of others it is not known what calls share."""
     return all(type(module).__module__.startswith("sentence_transformers.") for module in model.model.children())
 
