@@ -201,6 +201,13 @@ def sum_over_processes(values: Mapping[str, float], device: torch.device) -> dic
     return dict(zip(values, sums.tolist(), strict=True))
 
 
+def sum_tensor(values: Tensor) -> Tensor:
+    """The sum over the processes, which must bring the same shape; changed in place."""
+    if processes() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 class _GatherRows(torch.autograd.Function):
     """All processes' rows, in process order; backward sums every process's gradient for the rows that are ours."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
 """Name -> the step of `fit_fixtures.STEPS` and how it is run. Small token budgets give several chunks."""
 
 
+WAYS = ("replicated", "sharded")
+"""How the ranker that teaches is spread."""
+
+
 def pair_of(retriever: str, ranker: str, case: dict[str, Any]) -> tuple[Pair, Step, dict[str, Any]]:
     """The pair, the step and the options of a case."""
     options = dict(case)
@@ -61,8 +66,20 @@ def broken_on_the_last(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str
     return Terms(loss * (float("nan") if rank() == processes() - 1 else 1.0), {}), {}
 
 
+def taught(pair: Pair, step: Step, _: dict[str, Any]) -> dict[str, Any]:
+    """Three updates with a teacher: the means, and what it said; before them one pair alone, fewer than processes."""
+    team = pair.team(make_accelerator("cpu"), lr=1e-4)
+    scorer = pair.scorer(team, step)
+    scorer.rest(step.teachers, {})
+    scorer.look_ahead(lambda _: (np.array([1]), np.array([[4]])), 0, 1)
+    alone = scorer.teachers["ranker"].scores.tolist()
+    means = fit(team, scorer, step, draw, steps=3, batch=8)
+    known = scorer.teachers["ranker"]
+    return {"alone": alone, "means": means, "keys": known.keys.tolist(), "scores": known.scores.tolist()}
+
+
 def main(retriever: str, ranker: str, out: Path) -> None:
-    """All cases, then three real updates with the second team of a run, then an error in one process."""
+    """All cases, three real updates with the second team of a run, some with a teacher, an error in one process."""
     torch.set_num_threads(1)
     accelerator = make_accelerator("cpu")
     logs: dict[str, Any] = {"processes": processes()}
@@ -81,6 +98,8 @@ def main(retriever: str, ranker: str, out: Path) -> None:
     logs["forwards"] = scorer.forwards.to_dict()
     weights = {f"{name} {k}": v for name, t in team.items() for k, v in t.model.state_dict().items()}
     save_file({k: v.clone() for k, v in weights.items()}, out / f"weights {rank()}.safetensors")
+    for way in WAYS:
+        logs[f"taught, {way}"] = taught(*pair_of(retriever, ranker, {"step": "ar2 mean", "sharded": way == "sharded"}))
     broken = Step("broken", ("ranker",), broken_on_the_last)
     try:
         fit(team, pair.scorer(team, broken), broken, draw, steps=1, batch=4)

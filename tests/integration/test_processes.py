@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from process_worker import CASES, pair_of
+from process_worker import CASES, WAYS, pair_of, taught
 from safetensors.torch import load_file
 
 from fit_fixtures import assert_close, draw, gradient_of
@@ -96,6 +96,18 @@ def test_three_updates_of_a_second_team(two: Path, tiny_st: Path, tiny_ce: Path)
                 torch.testing.assert_close(ends[0][f"{name} {key}"], value, rtol=0, atol=1e-5)
     assert logs(two)["fit"] == pytest.approx(means, rel=1e-4)
     assert logs(two)["forwards"] == scorer.forwards.to_dict()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_processes_share_what_a_teacher_scores(way: str, two: Path, tiny_st: Path, tiny_ce: Path) -> None:
+    """Each has the scores of all pairs, as one process has them."""
+    expected = taught(*pair_of(str(tiny_st), str(tiny_ce), {"step": "ar2 mean"}))
+    found = [logs(two, rank)[f"taught, {way}"] for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["keys"] == expected["keys"]
+    assert len(found[0]["scores"]) == len(expected["keys"]) > 20
+    for name in ("alone", "scores", "means"):
+        assert found[0][name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
 
 
 def test_processes_end_without_the_interpreters_own_end(two: Path) -> None:

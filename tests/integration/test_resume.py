@@ -223,6 +223,13 @@ def test_ctrl_c_ends_the_update_and_the_same_command_goes_on(
     from sparring.phases.fit import Scorer
 
     real, calls = Scorer.retriever, iter(range(100))
+    teach, taught = Scorer._score_shared, []
+
+    def note(self: Scorer, *pairs: Any) -> Any:
+        taught.append(pairs)
+        return teach(self, *pairs)
+
+    monkeypatch.setattr(Scorer, "_score_shared", note)
 
     def interrupt(self: Scorer, batch: Any) -> Any:
         if next(calls) == 3:
@@ -238,11 +245,14 @@ def test_ctrl_c_ends_the_update_and_the_same_command_goes_on(
     steps = [r for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "step"]
     assert facts["done"] == steps[-1]["step"] + 1, "the update that was under way is finished and kept"
     assert np.isfinite(list(facts["sums"].values())).all()
+    assert facts["teachers"] == ["ranker"]
+    assert len(taught) == 1, "all pairs of a phase as small as this one are scored before its first update"
     at: Any = train_module
     monkeypatch.setattr(at, "export", save_weights)
     monkeypatch.setattr(at, "write_report", lambda _: None)
     train(**start, out=out)
     assert_same(out, killed["whole"]["folder"])
+    assert len(taught) == CONFIG["ar2"]["rounds"], "the phase that goes on has its teacher's scores"
 
 
 def interrupted(times: int) -> list[bool]:

@@ -1,4 +1,5 @@
-"""What training must remember between two updates, in one file: weights, optimisers, schedules, and where it is.
+"""What training must remember between two updates, in one file: weights, optimisers, schedules, where it is, and what
+the phase keeps beside them.
 
 Dropout's random state is not among it: every update is seeded by its own number (`sparring.phases.fit`).
 """
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +20,9 @@ from sparring import files
 from sparring.models.sharding import distinct, is_sharded, like, put, whole
 from sparring.phases.fit import Name, Trainee
 from sparring.types import BEGIN_AGAIN, CannotGoOn, InputError
+
+_ARRAYS = "arrays"
+"""Where the other tensors have a model's name."""
 
 
 class Checkpoint:
@@ -47,11 +52,13 @@ class Checkpoint:
         """Whether it is time for another one."""
         return time.monotonic() - self._last >= self.seconds
 
-    def save(self, team: Mapping[Name, Trainee], facts: Mapping[str, Any]) -> None:
-        """Both models' weights, optimisers and schedules, with JSON facts. Every process must call it where a model is
-        sharded; the file is that of a run that shards nothing."""
+    def save(
+        self, team: Mapping[Name, Trainee], facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Both models' weights, optimisers and schedules, with JSON facts and arrays. Every process must call it where
+        a model is sharded; the file is that of a run that shards nothing."""
         self._last = time.monotonic()
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"{_ARRAYS}|{key}": torch.from_numpy(value) for key, value in (arrays or {}).items()}
         states: dict[str, Any] = {}
         for name, trainee in team.items():
             if not self.writes and not is_sharded(trainee.model):
@@ -83,11 +90,7 @@ class Checkpoint:
 
         Raises: CannotGoOn when the file is missing or damaged; InputError when it is of other models.
         """
-        content = self._content() if self.note.is_file() else None
-        path = self.folder / content["file"] if content else self.note
-        if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
-            raise CannotGoOn("the checkpoint is missing or damaged", where=str(path))
-        tensors = load_file(str(path))
+        content, tensors = self._read()
         for name, trainee in team.items():
             _put_weights(trainee, _below(tensors, f"{name}|weights|"), name)
             slots: dict[int, dict[str, Tensor]] = {}
@@ -96,6 +99,17 @@ class Checkpoint:
                 slots.setdefault(int(index), {})[slot] = value
             _put_state(trainee, slots, content["states"][name])
         return dict(content["facts"])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that the newest checkpoint was saved with. Raises: CannotGoOn as `load`."""
+        return {key: value.numpy() for key, value in _below(self._read()[1], f"{_ARRAYS}|").items()}
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        content = self._content() if self.note.is_file() else None
+        path = self.folder / content["file"] if content else self.note
+        if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
+            raise CannotGoOn("the checkpoint is missing or damaged", where=str(path))
+        return content, load_file(str(path))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

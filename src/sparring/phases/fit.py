@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sparring.distributed import any_process, gather_rows, processes, rank, sum_over_processes
+from sparring.distributed import any_process, gather_rows, processes, rank, sum_over_processes, sum_tensor
 from sparring.log import Metrics, progress
 from sparring.losses import known_positive_mask
 from sparring.models import Batches, Ranker, Retriever, TokenStore
@@ -28,6 +28,7 @@ from sparring.models.gradient_cache import CachedForward, Call
 from sparring.models.memory import Pieces, TooLittleMemory, forget, out_of_memory
 from sparring.models.modes import evaluating
 from sparring.models.sharding import is_sharded, level, whole
+from sparring.phases.teacher import Draw, TeacherScores
 from sparring.types import InputError
 
 logger = logging.getLogger("sparring")
@@ -35,6 +36,8 @@ logger = logging.getLogger("sparring")
 Name = Literal["retriever", "ranker"]
 _MANY = 1024
 """Tokens from which a forward without gradients lays weights out for faster products first (`evaluating`)."""
+AHEAD = 2048
+"""Pairs that a model at rest scores at a time, at least, while the phase has as many that it has not scored."""
 
 
 @dataclass
@@ -124,20 +127,22 @@ class StepFunction(Protocol):
 class Step:
     """A method's step: which models it trains, and how a batch becomes a loss.
 
-    ``joins_queries``: the loss of one query reads other queries' passages (in-batch negatives), so the batch cannot be
-    split into independent micro-batches.
+    ``teachers``: models at rest whose scores of the lists the step asks for. ``joins_queries``: the loss of one query
+    reads other queries' passages (in-batch negatives), so the batch cannot be split into independent micro-batches.
     """
 
     name: str
     trains: tuple[Name, ...]
     function: StepFunction
+    teachers: tuple[Name, ...] = ()
     joins_queries: bool = False
 
 
 @dataclass
 class Forwards:
     """Query-passage forwards by model and purpose. One query with one passage is one forward, also where the retriever
-    encodes the query once for its whole list. Counted over all processes."""
+    encodes the query once for its whole list, or a teacher's score is known from an update before. Counted over all
+    processes."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -153,7 +158,7 @@ class Forwards:
 
 class Scorer:
     """Scores lists with both models: with gradient for those in training, without gradient and with dropout off for
-    the resting one.
+    the resting one, whose scores may be made ahead (`look_ahead`).
 
     With ``gradient_cache`` only one chunk's activations are in memory (`sparring.models.gradient_cache`): the same
     gradient for one more forward.
@@ -176,6 +181,7 @@ class Scorer:
         self.groups, self.known = groups, known
         self.forwards = forwards if forwards is not None else Forwards()
         self.pending: list[CachedForward] = []
+        self.teachers: dict[Name, TeacherScores] = {}
 
     def work_in(self, pieces: Pieces) -> None:
         """Work through batches in these pieces from now on."""
@@ -184,9 +190,10 @@ class Scorer:
 
     def retriever(self, batch: ListBatch) -> Tensor:
         """Retriever scores of every list.  -> (b, 1+n) float32"""
-        queries, passages = self._embed(batch)
         self._count("retriever", batch)
-        return self._retriever().score(queries, passages)
+        if "retriever" in self.teachers:
+            return self._known("retriever", batch)
+        return self._retriever().score(*self._embed(batch))
 
     def ranker(self, batch: ListBatch, *, as_teacher: bool = False) -> Tensor:
         """Ranker logits of every list.  -> (b, 1+n) float32
@@ -196,15 +203,10 @@ class Scorer:
                 of its own, counted as a teacher's.
         """
         b, n = batch.passages.shape
-        pairs = self._ranker().batches(
-            self.feed.ranker_queries,
-            np.repeat(batch.queries, n),
-            self.feed.ranker_passages,
-            batch.passages.reshape(-1),
-            token_budget=self.feed.token_budget,
-        )
         self._count("ranker", batch, as_teacher)
-        return self._run("ranker", lambda model, inputs: model(inputs), pairs, as_teacher).view(b, n)
+        if "ranker" in self.teachers:
+            return self._known("ranker", batch)
+        return self._logits(np.repeat(batch.queries, n), batch.passages.reshape(-1), as_teacher).view(b, n)
 
     def in_batch(self, batch: ListBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Every query against the passages of all queries and processes.
@@ -225,6 +227,35 @@ class Scorer:
         self._count("retriever", batch)
         return scores, positive, known_positive_mask(columns, known, positive)
 
+    def rest(self, teachers: Sequence[Name], known: Mapping[Name, TeacherScores]) -> None:
+        """From now on these models' scores are made by `look_ahead` alone; ``known``: what was made before."""
+        rows = len(self.feed.ranker_passages)
+        self.teachers = {name: known[name] if name in known else TeacherScores(rows) for name in teachers}
+
+    def look_ahead(self, draw: Draw, number: int, steps: int) -> None:
+        """Let the teachers score what step ``number`` will ask for and they have not scored yet; with it, of the steps
+        after it, until there are `AHEAD` pairs. Several processes share these, and each gets all scores."""
+        for name, known in self.teachers.items():
+            missing = known.missing(draw, number, steps, AHEAD)
+            if len(missing):
+                known.add(missing, self._score_shared(name, *known.pairs(missing)))
+
+    def _score_shared(self, name: Name, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """A teacher's scores of N pairs, float32 (N,)."""
+        score = self._logits if name == "ranker" else self._similarities
+        if len(queries) < processes():  # every process needs one
+            return score(queries, passages).float().cpu().numpy()
+        own = np.array_split(np.arange(len(queries)), processes())[rank()]
+        scores = score(queries[own], passages[own]).float()
+        shared = torch.zeros(len(queries), device=scores.device)
+        shared[int(own[0]) : int(own[-1]) + 1] = scores
+        found: np.ndarray = sum_tensor(shared).cpu().numpy()
+        return found
+
+    def _known(self, name: Name, batch: ListBatch) -> Tensor:
+        found = torch.from_numpy(self.teachers[name].of(batch.queries, batch.passages))
+        return found.to(self.team[name].model.device)
+
     def backward(self, loss: Tensor) -> None:
         """Differentiate, replaying what was cached. DDP and FSDP average over processes: a sum is scaled up first."""
         (loss * processes()).backward()
@@ -234,14 +265,32 @@ class Scorer:
 
     def _embed(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """Each query once, each distinct passage of the batch once.  -> (b, d), (b, 1+n, d)"""
-        model = self._retriever()
-        budget = self.feed.token_budget
         distinct, position = np.unique(batch.passages.reshape(-1), return_inverse=True)
-        query_inputs = model.batches(self.feed.retriever_queries, batch.queries, "query", token_budget=budget)
-        passage_inputs = model.batches(self.feed.retriever_passages, distinct, "passage", token_budget=budget)
-        queries = self._run("retriever", lambda module, inputs: module(inputs, "query"), query_inputs)
-        passages = self._run("retriever", lambda module, inputs: module(inputs, "passage"), passage_inputs)
+        queries, passages = self._embed_rows(batch.queries, distinct)
         return queries, passages[torch.from_numpy(position).to(passages.device)].view(*batch.passages.shape, -1)
+
+    def _embed_rows(self, queries: np.ndarray, passages: np.ndarray) -> tuple[Tensor, Tensor]:
+        model, budget = self._retriever(), self.feed.token_budget
+        asked = model.batches(self.feed.retriever_queries, queries, "query", token_budget=budget)
+        read = model.batches(self.feed.retriever_passages, passages, "passage", token_budget=budget)
+        return (
+            self._run("retriever", lambda module, inputs: module(inputs, "query"), asked),
+            self._run("retriever", lambda module, inputs: module(inputs, "passage"), read),
+        )
+
+    def _similarities(self, queries: np.ndarray, passages: np.ndarray) -> Tensor:
+        """Retriever scores of N pairs; each query and each passage encoded once.  -> (N,) float32"""
+        asked, of_query = np.unique(queries, return_inverse=True)
+        read, of_passage = np.unique(passages, return_inverse=True)
+        left, right = self._embed_rows(asked, read)
+        left, right = (x[torch.from_numpy(of).to(x.device)] for x, of in ((left, of_query), (right, of_passage)))
+        return self._retriever().score(left, right[:, None]).squeeze(1)
+
+    def _logits(self, queries: np.ndarray, passages: np.ndarray, as_teacher: bool = False) -> Tensor:
+        """Ranker logits of N pairs.  -> (N,) float32"""
+        stores = self.feed.ranker_queries, queries, self.feed.ranker_passages, passages
+        pairs = self._ranker().batches(*stores, token_budget=self.feed.token_budget)
+        return self._run("ranker", lambda model, inputs: model(inputs), pairs, as_teacher)
 
     def _retriever(self) -> Retriever:
         model = self.team["retriever"].model
@@ -275,15 +324,31 @@ class Scorer:
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
+@dataclass
+class Reached:
+    """How far a phase is.
+
+    Attributes:
+        done: updates.
+        sums: of their terms.
+        pieces: in which the last one was worked through; None is as asked.
+        teachers: scores of models at rest that are known.
+    """
+
+    done: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    pieces: Pieces | None = None
+    teachers: Mapping[Name, TeacherScores] = field(default_factory=dict)
+
+
 class Progress(Protocol):
     """Keeps what a stopped phase needs to go on."""
 
-    def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
-        """Updates that are done already, their weights in place, the sums of their terms, and the pieces in which the
-        last one was worked through (None: as asked)."""
+    def begun(self) -> Reached:
+        """What is done already, its weights in place."""
 
-    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
-        """So many updates are done; ``keep``: they must not be lost."""
+    def ended(self, reached: Reached, *, keep: bool = False) -> None:
+        """So much is done; ``keep``: it must not be lost."""
 
 
 def _row_numbers(rows: np.ndarray) -> list[str]:
@@ -326,18 +391,20 @@ def fit(
     for name, trainee in team.items():
         trainee.model.train(name in step.trains)
         trainee.optimizer.zero_grad(set_to_none=True)
-    done, sums, kept = progressed.begun() if progressed is not None else (0, {}, None)
+    so_far = progressed.begun() if progressed is not None else Reached()
     pieces = Pieces(scorer.feed.token_budget, accumulate, scorer.gradient_cache)
-    if kept is not None:
-        pieces = pieces.at_most(kept)
+    if so_far.pieces is not None:
+        pieces = pieces.at_most(so_far.pieces)
+    scorer.rest(step.teachers, so_far.teachers)
     with progress(label or step.name, steps, "steps") as bar:
-        bar.update(done)
-        for number in range(done, steps):
+        bar.update(so_far.done)
+        for number in range(so_far.done, steps):
             lists, start, counted = draw(number, batch), _start(seed, number), Counter(scorer.forwards.counts)
             while True:
                 start()
                 scorer.work_in(pieces)
                 try:
+                    scorer.look_ahead(lambda later: draw(later, batch), number, steps)
                     logged = _update(team, scorer, step, _micro_batches(*lists, pieces.accumulate), names)
                     break
                 except NotFinite as error:
@@ -351,17 +418,19 @@ def fit(
                 if metrics is not None:
                     metrics.write("memory", phase=label, step=number, **asdict(pieces))
                 if progressed is not None:
-                    progressed.ended(number, sums, pieces, keep=True)
+                    progressed.ended(Reached(number, so_far.sums, pieces, scorer.teachers), keep=True)
             for key, value in logged.items():
-                sums[key] = sums.get(key, 0.0) + value
+                so_far.sums[key] = so_far.sums.get(key, 0.0) + value
             if metrics is not None:
                 metrics.write("step", phase=label, step=number, **logged)
             bar.update(1)
             if progressed is not None:
-                progressed.ended(number + 1, sums, pieces)
+                progressed.ended(Reached(number + 1, so_far.sums, pieces, scorer.teachers))
     for trainee in team.values():
         trainee.model.eval()
-    return {key: value / max(steps, 1) for key, value in sums.items()}
+    for name, known in scorer.teachers.items():
+        logger.info("%s: the %s scored %s pairs, each once", label or step.name, name, f"{len(known):,}")
+    return {key: value / max(steps, 1) for key, value in so_far.sums.items()}
 
 
 def _seed_of(seed: int, number: int) -> int:
@@ -404,8 +473,9 @@ def _smaller(pieces: Pieces, step: Step, batch: int, error: Exception, label: st
 
 
 def _undo(team: Mapping[Name, Trainee], scorer: Scorer, counted: Counter[str]) -> None:
-    """Leave nothing of an update that was given up."""
+    """Leave nothing of an update that was given up; teachers score again, in the smaller pieces."""
     scorer.pending.clear()
+    scorer.rest(tuple(scorer.teachers), {})
     scorer.forwards.counts.clear()
     scorer.forwards.counts.update(counted)
     for trainee in team.values():

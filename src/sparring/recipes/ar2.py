@@ -56,7 +56,7 @@ def retriever_step(cfg: AR2Config) -> Step:
         )  # fmt: skip
         return terms, diagnostics(retriever, ranker)
 
-    return Step("retriever", ("retriever",), function)
+    return Step("retriever", ("retriever",), function, teachers=("ranker",))
 
 
 def ar2(x: Experiment, cfg: AR2Config, warm: Generation) -> None:

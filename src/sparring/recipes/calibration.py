@@ -26,18 +26,18 @@ from sparring.data import Dataset, TextTable
 from sparring.log import peak_memory_bytes, reset_peak_memory
 from sparring.machine import process_age
 from sparring.models import Ranker, Retriever, TokenStore
-from sparring.models.memory import Pieces
 from sparring.phases.bm25 import Bm25
 from sparring.phases.checkpoint import Checkpoint
 from sparring.phases.encode import SHARD, assemble, encode
 from sparring.phases.evaluate import evaluate, run_of
-from sparring.phases.fit import Feed, Name, Scorer, Step, Trainee, fit, make_trainee
+from sparring.phases.fit import Feed, Name, Reached, Scorer, Step, Trainee, fit, make_trainee
 from sparring.phases.index import Kind, Lists, build_index
 from sparring.phases.mine import mine
 from sparring.phases.parts import arrived, save_part
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sharded import joined
 from sparring.phases.stats import paired_test
+from sparring.phases.teacher import Draw, TeacherScores
 from sparring.recipes.rehearsal import Unit, UpdateKind
 from sparring.recipes.settings import RunConfig
 
@@ -323,6 +323,18 @@ def teams(b: Bench) -> dict[Name, Trainee]:
     return {name: make_trainee(m, b.accelerator, lr=0.0, updates=100, weight_decay=0.0) for name, m in models.items()}
 
 
+class _Free(TeacherScores):
+    """Knows the score of every pair: it is 0."""
+
+    def missing(self, draw: Draw, number: int, steps: int, least: int) -> np.ndarray:  # noqa: ARG002
+        """Nothing."""
+        return self.keys
+
+    def of(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Zeros (b, m)."""
+        return np.zeros(passages.shape, np.float32)
+
+
 class Enough(Exception):
     """The time for a kind of update is spent."""
 
@@ -332,15 +344,17 @@ class Ticks:
     """Ends of updates (`sparring.phases.fit.Progress`); raises `Enough` at the first end after ``seconds``."""
 
     seconds: float
+    teachers: tuple[Name, ...] = ()
     ends: list[Cost] = field(default_factory=list)
 
-    def begun(self) -> tuple[int, dict[str, float], None]:
-        """Nothing is done yet, and nothing is known of smaller pieces."""
+    def begun(self) -> Reached:
+        """Nothing is done yet, but the teachers' scores, whose pairs have a price of their own."""
         self.ends.append(Cost(time.perf_counter(), time.process_time()))
-        return 0, {}, None
+        return Reached(teachers={name: _Free(0) for name in self.teachers})
 
-    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:  # noqa: ARG002
+    def ended(self, reached: Reached, *, keep: bool = False) -> None:  # noqa: ARG002
         """An update more."""
+        done = reached.done
         self.ends.append(Cost(time.perf_counter(), time.process_time()))
         spent = self.ends[-1].wall - self.ends[0].wall
         if done > 1 and spent + spent / done > self.seconds:
@@ -380,7 +394,7 @@ def timed(
         team, b.sample.feed, step.trains, precision=b.precision, gradient_cache=b.config.gradient_cache,
         groups=np.arange(len(b.sample.passages)), known=lambda rows: _padded([positives[int(row)] for row in rows]),
     )  # fmt: skip
-    ticks = Ticks(seconds)
+    ticks = Ticks(seconds, step.teachers)
     draw = lists(b.sample, b.ranked, kind.negatives)
     try:
         fit(

@@ -60,7 +60,7 @@ def distillation_step(cfg: FrozenTeacherConfig) -> Step:
         )  # fmt: skip
         return terms, diagnostics(retriever, ranker)
 
-    return Step("distillation", ("retriever",), function)
+    return Step("distillation", ("retriever",), function, teachers=("ranker",))
 
 
 def frozen_teacher(x: Experiment, cfg: FrozenTeacherConfig, warm: Generation) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparring.config import within
 from sparring.losses import Terms, complement, diagnostics, follow
-from sparring.phases.fit import ListBatch, Scorer, Step
+from sparring.phases.fit import ListBatch, Name, Scorer, Step
 from sparring.recipes.experiment import Experiment, Generation
 from sparring.recipes.settings import TurnsConfig
 
@@ -49,7 +49,7 @@ def ranker_step(cfg: DuetConfig) -> Step:
         ranker, retriever = score.ranker(batch), score.retriever(batch)
         return complement(retriever, ranker, fusion=cfg.fusion, queries=batch.total), diagnostics(retriever, ranker)
 
-    return Step("ranker duet", ("ranker",), function)
+    return Step("ranker duet", ("ranker",), function, teachers=("retriever",))
 
 
 def retriever_step(cfg: DuetConfig) -> Step:
@@ -65,7 +65,8 @@ def retriever_step(cfg: DuetConfig) -> Step:
         )  # fmt: skip
         return terms, diagnostics(retriever, ranker) if ranker is not None else {}
 
-    return Step("retriever duet", ("retriever",), function, joins_queries=True)
+    asked: tuple[Name, ...] = ("ranker",) if cfg.teacher else ()
+    return Step("retriever duet", ("retriever",), function, teachers=asked, joins_queries=True)
 
 
 def duet(x: Experiment, cfg: DuetConfig, warm: Generation) -> None:

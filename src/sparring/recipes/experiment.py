@@ -42,6 +42,7 @@ from sparring.phases.fit import (
     Forwards,
     Name,
     NotFinite,
+    Reached,
     Scorer,
     Step,
     Trainee,
@@ -55,6 +56,7 @@ from sparring.phases.pools import Method, Pools, hybrid, trainable
 from sparring.phases.rerank import score_pairs
 from sparring.phases.sample import ListSampler
 from sparring.phases.sharded import ModelFiles, ShardedIndex, on_cluster, search_splits
+from sparring.phases.teacher import TeacherScores
 from sparring.phases.vectors import Chosen
 from sparring.recipes.audits import Audits, audited
 from sparring.recipes.focused import Refocused, Searched, Wanted, last_lists, refocus, search
@@ -761,30 +763,40 @@ class Progressed:
         self.x, self.steps, self.stop, self.store = x, steps, stop, x.checkpoint()
         self.pieces: dict[str, Any] | None = None
 
-    def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
+    def begun(self) -> Reached:
         """Where the newest checkpoint is of this phase: its weights, how far it had come, and in which pieces."""
         facts = self.store.facts()
         if facts.get("operation") != self.x.journal.position:
-            return 0, {}, None
+            return Reached()
         self.store.load(self.x.trainees)
         self.x.journal.inside = False
         self.x.forwards.counts.clear()
         self.x.forwards.counts.update(facts["forwards"])
         self.pieces = facts["pieces"]
-        return facts["done"], facts["sums"], Pieces(**facts["pieces"]) if facts["pieces"] else None
+        pieces = Pieces(**facts["pieces"]) if facts["pieces"] else None
+        return Reached(facts["done"], facts["sums"], pieces, self._teachers(facts.get("teachers", [])))
 
-    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
+    def _teachers(self, names: Sequence[Name]) -> dict[Name, TeacherScores]:
+        arrays, rows = self.store.arrays() if names else {}, len(self.x.dataset.corpus)
+        return {name: TeacherScores(rows, arrays[f"{name}|keys"], arrays[f"{name}|scores"]) for name in names}
+
+    def ended(self, reached: Reached, *, keep: bool = False) -> None:
         """A checkpoint at the phase's end, when it is time for one or one is needed, and before a stop that was asked
-        for. Pieces are in it from the moment on at which memory made them smaller."""
+        for. Pieces are in it from the moment on at which memory made them smaller; teachers' scores, until the end."""
         votes = {"stop": float(self.stop.asked), "due": float(self.store.due())}
         agreed = sum_over_processes(votes, self.x.accelerator.device)  # a sharded model is saved by all or none
         asked, due = agreed["stop"] > 0, agreed["due"] > 0
-        self.pieces = asdict(pieces) if keep or self.pieces else None
-        if done < self.steps and not due and not asked and not keep:
+        if keep or self.pieces:
+            assert reached.pieces is not None
+            self.pieces = asdict(reached.pieces)
+        if reached.done < self.steps and not due and not asked and not keep:
             return
-        facts = {"operation": self.x.journal.position, "done": done, "sums": dict(sums), "pieces": self.pieces}
-        facts |= {"forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.mark()}
-        self.store.save(self.x.trainees, facts)
+        facts = {"operation": self.x.journal.position, "done": reached.done, "sums": reached.sums}
+        facts |= {"pieces": self.pieces, "forwards": self.x.forwards.to_dict(), "metrics": self.x.run.metrics.mark()}
+        teachers = reached.teachers if reached.done < self.steps else {}
+        arrays = {f"{name}|keys": known.keys for name, known in teachers.items()}
+        arrays |= {f"{name}|scores": known.scores for name, known in teachers.items()}
+        self.store.save(self.x.trainees, {**facts, "teachers": list(teachers)}, arrays)
         if asked:
             raise KeyboardInterrupt
 

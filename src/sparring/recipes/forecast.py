@@ -66,7 +66,7 @@ def forecast(
     trained = sum(p.nbytes for model in pair for p in model.parameters() if p.requires_grad)
     scored = not pair[1].new_head
     states = sum(weights) * (2 + scored + (rounds if run.checkpoints == "rounds" else 0))
-    checkpoint = sum(weights) + 2 * trained if run.checkpoints != "none" else 0
+    checkpoint = sum(weights) + 2 * trained + _taught(dataset, own, run) if run.checkpoints != "none" else 0
     journal = _results(dataset, objects, recipe, splits, rounds, scored) if run.checkpoints != "none" else 0
     passages, queries = (vector_bytes(len(texts), pair[0].dim) for texts in (dataset.corpus, dataset.queries))
     filed = queries if queries > QUERIES_IN_MEMORY else 0
@@ -94,6 +94,15 @@ def tell(found: Forecast, out: Path, cache: Path) -> None:
         logger.warning("%s; %s: THIS WILL NOT FIT, make room before or when the run stops", found, text)
     else:
         logger.info("%s; %s", found, text)
+
+
+def _taught(dataset: Dataset, own: Any, run: Any) -> int:
+    """Bytes of teachers' scores in a checkpoint: of every pair that a phase may draw."""
+    if own is None or not hasattr(own, "rounds"):
+        return 0
+    steps = max(getattr(own, name, 0) for name in ("steps", "retriever_steps", "ranker_steps"))
+    heads = sum(grade > 0 for judged in dataset.split("train").values() for grade in judged.values())
+    return PAIR * min(steps * own.batch * (1 + own.negatives), heads * (1 + run.mine_depth))
 
 
 def _results(

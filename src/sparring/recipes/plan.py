@@ -269,7 +269,7 @@ def _rates(
     lengths = {"retriever": b.sample.feed.retriever_passages.lengths, "ranker": b.sample.feed.ranker_passages.lengths}
     tokens = {name: 4 * float(np.mean(lengths[name.split()[0]])) + scaling.STORED for name in stores}
     units = ("passage", "list entry")
-    amounts = {unit: sum(work.amount for work in x.work if work.unit == unit) for unit in units}
+    amounts = {unit: sum(w.amount for w in x.work if w.unit == unit and w.category == "refresh") for unit in units}
     refreshes = amounts["passage"] / s.passages
     mined = max(run.mine_depth, round(amounts["list entry"] / s.train / refreshes))
     free = memory_available()

@@ -91,6 +91,13 @@ class Sketch:
         """As `Pools.top`."""
         return Sketch(self.lists, min(self.depth, depth), self.generation)
 
+    def drawn(self, draws: int, n: int) -> float:
+        """Distinct pairs to expect in so many uniform draws of n negatives and the positive."""
+        visits, depth = draws / self.lists, max(self.depth, n)
+        if visits <= 1:
+            return draws * (1 + n)
+        return self.lists * (1 + depth * (1 - (1 - n / depth) ** visits))
+
 
 @dataclass
 class Rehearsal:
@@ -115,8 +122,8 @@ class Rehearsal:
     def team(self, **_: Rates) -> None:
         """As `Experiment.team`: costs nothing worth noting."""
 
-    def fit(self, name: str, step: Step, pools: Pools, **options: Any) -> None:  # noqa: ARG002
-        """Updates, and the checkpoint at their end."""
+    def fit(self, name: str, step: Step, pools: Pools, **options: Any) -> None:
+        """Updates, what teachers score for them, and the checkpoint at their end."""
         if not options["steps"]:
             return
         kind = UpdateKind(
@@ -124,6 +131,9 @@ class Rehearsal:
         )
         self.steps.setdefault(kind, step)
         self.note(name, "training", kind, options["steps"])
+        pairs = cast(Sketch, pools).drawn(kind.batch * options["steps"], kind.negatives)
+        for teacher in step.teachers:
+            self.note(name, "training", {"ranker": "pair", "retriever": "passage"}[teacher], pairs)
         self.note(f"{name}: checkpoint", "saving", "byte", self.sizes.state)
 
     def bm25_pools(self, depth: int) -> Pools:

@@ -173,7 +173,7 @@ def static_step(cfg: RocketQAv2Config) -> Step:
         terms = static(retriever, ranker, variant=cfg.variant, queries=batch.total, **cfg.kl_options())
         return terms, diagnostics(retriever, ranker)
 
-    return Step("static", ("retriever",), function)
+    return Step("static", ("retriever",), function, teachers=("ranker",))
 
 
 def build_lists(x: Experiment, cfg: RocketQAv2Config, generation: Generation) -> Pools:

@@ -14,7 +14,7 @@ from fit_fixtures import STEPS, Pair, draw, load_pair, state
 from memory_fixtures import ERRORS, Allocator, little_memory
 from sparring.log import Metrics
 from sparring.models.memory import Pieces, TooLittleMemory
-from sparring.phases.fit import Scorer, fit
+from sparring.phases.fit import Reached, Scorer, fit
 
 Load = Callable[..., Pair]
 WHOLE = Pieces(512, 1, False)
@@ -39,12 +39,13 @@ class Kept:
         self.calls: list[tuple[int, Pieces, bool]] = []
         self.sums: dict[str, float] = {}
 
-    def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
-        return 0, {}, None
+    def begun(self) -> Reached:
+        return Reached()
 
-    def ended(self, done: int, sums: Mapping[str, float], pieces: Pieces, *, keep: bool = False) -> None:
-        self.calls.append((done, pieces, keep))
-        self.sums = dict(sums)
+    def ended(self, reached: Reached, *, keep: bool = False) -> None:
+        assert reached.pieces is not None
+        self.calls.append((reached.done, reached.pieces, keep))
+        self.sums = dict(reached.sums)
 
 
 def trained(
@@ -164,8 +165,8 @@ def test_a_phase_goes_on_in_the_pieces_it_stopped_in(load: Load, accelerator: Ac
     expected, means, _ = trained(load(dropout=True, token_budget=64), accelerator, "ar2 mean", small)
 
     class Stopped(Kept):
-        def begun(self) -> tuple[int, dict[str, float], Pieces | None]:
-            return 0, {}, small
+        def begun(self) -> Reached:
+            return Reached(pieces=small)
 
     got, found, _ = trained(load(dropout=True), accelerator, "ar2 mean", progressed=Stopped())
     assert found == means

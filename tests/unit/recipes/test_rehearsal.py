@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from sparring.phases.pools import Pools
+from sparring.phases.sample import ListSampler
 from sparring.recipes.ar2 import AR2Config
 from sparring.recipes.controls import FrozenTeacherConfig
-from sparring.recipes.rehearsal import Rehearsal, Sizes, Unit, UpdateKind, rehearse
+from sparring.recipes.duet import DuetConfig
+from sparring.recipes.rehearsal import Rehearsal, Sizes, Sketch, Unit, UpdateKind, rehearse
 from sparring.recipes.rocketqav2 import RocketQAv2Config
 from sparring.recipes.settings import RunConfig
 from sparring.recipes.warmup import WarmupConfig
@@ -46,8 +50,31 @@ def test_ar2_counted_by_hand() -> None:
     audits = 4 * 7 * (1 + 3)  # the warm start's and each round's; the zero-shot pair has no head
     dev = 10 * 5 * (1 + 3 * 1.25)
     test = 20 * 5 * (1 + 1.25)
-    assert found["pair"] == audits + dev + test
+    taught = 3 * 11 * 4 * (1 + 7)  # 44 lists a phase, of 60: none is visited twice
+    assert found["pair"] == audits + dev + test + taught
     assert found["tokenise"] == found["start"] == found["fresh process"] == 1
+
+
+def test_a_teacher_scores_a_pair_once_a_phase() -> None:
+    """Against draws of the real sampler: 40 lists of 12 negatives, visited seven times each."""
+    lists, depth, n, draws = 40, 12, 5, 280
+    pools = Pools(
+        queries=np.arange(lists), heads=np.zeros(lists, np.int64), offsets=np.arange(lists + 1) * depth,
+        candidates=np.tile(np.arange(1, depth + 1), lists), scores=np.zeros(lists * depth, np.float32),
+        head_scores=np.zeros(lists, np.float32),
+    )  # fmt: skip
+    sampler, seen = ListSampler(pools, n, seed=0), []
+    for step in range(draws // 4):
+        queries, passages = sampler.batch(step, 4)
+        seen += [(q, p) for q, row in zip(queries.tolist(), passages.tolist(), strict=True) for p in row]
+    expected = Sketch(lists, depth).drawn(draws, n)
+    assert expected == pytest.approx(len(set(seen)), rel=0.01)
+    assert expected < 0.5 * len(seen)
+    assert Sketch(lists, depth).drawn(40, n) == 40 * (1 + n)
+    duet = rehearse("duet", DuetConfig(rounds=1), WarmupConfig(), RUN, SIZES)
+    trained = [(work.phase, work.unit) for work in duet.work if work.category == "training"]
+    assert {("1-ranker", "passage"), ("1-retriever", "pair")} <= set(trained)
+    assert not any(unit in ("pair", "passage") for phase, unit in trained if phase.startswith("warm"))
 
 
 def test_a_trained_head_is_evaluated_before_training() -> None:
