@@ -18,10 +18,12 @@ import torch
 from accelerate import Accelerator
 from sentence_transformers.util import semantic_search
 
+import ar2_step
 import baselines
+import joint_step
 from harness import PeakMemory, Ratio, Roofline, interleave, ratio
-from joint_step import Lengths, Ours, Port, compare
 from material import Material, without_dropout
+from ports import Batch, Lengths, Side, compare
 from sparring.models import Ranker, Retriever, TokenStore, lean, parallel
 from sparring.models.inputs import input_module
 from sparring.phases.encode import encode
@@ -245,6 +247,31 @@ def _ranker_gradients(base: Ranker, feed: Feed, lists: Any, data: Any, batch: in
 
 def joint(m: Material) -> list[Row]:
     """RocketQAv2's joint step on lists of 32 against a straightforward port of the official one."""
+    o, rows = m.options, []
+    retriever, ranker, feed, lengths, batch = _for_ports(m, o.joint_lists, o.joint_size)
+    for precision in DTYPES:
+        port = joint_step.Port(copy.deepcopy(retriever), copy.deepcopy(ranker), feed, lengths, precision)
+        ours = joint_step.our_side(copy.deepcopy(retriever), copy.deepcopy(ranker), feed, precision)
+        what = f"RocketQAv2 joint step, lists of {o.joint_size}"
+        rows.append(_against_port(what, ours, port, batch, precision, o.repetitions, goal=3.0))
+    return rows
+
+
+def ar2_updates(m: Material) -> list[Row]:
+    """AR2's two updates on lists of 1 + 15 against straightforward ports of the official ones."""
+    o, rows = m.options, []
+    retriever, ranker, feed, lengths, batch = _for_ports(m, o.ar2_lists, o.ar2_size)
+    for update in ar2_step.UPDATES:
+        for precision in DTYPES:
+            port = ar2_step.Port(update, copy.deepcopy(retriever), copy.deepcopy(ranker), feed, lengths, precision)
+            ours = ar2_step.our_side(update, copy.deepcopy(retriever), copy.deepcopy(ranker), feed, precision)
+            what = f"AR2 {update} update, lists of {o.ar2_size}"
+            rows.append(_against_port(what, ours, port, batch, precision, o.repetitions, rounding=0.1))
+    return rows
+
+
+def _for_ports(m: Material, count: int, size: int) -> tuple[Retriever, Ranker, Feed, Lengths, Batch]:
+    """Models and tokens cut to the ports' fixed lengths, and lists of queries that fit."""
     o = m.options
     lengths = Lengths(o.query_length, o.passage_length, o.pair_length)
     shorter = copy.copy(o)
@@ -255,21 +282,21 @@ def joint(m: Material) -> list[Row]:
     short = np.flatnonzero(feed.retriever_queries.true_lengths + 2 <= lengths.query)
     queries, passages = Material(
         m.passages, [m.queries[q] for q in short], m.labelled[short], m.model, o
-    ).lists(o.joint_lists, o.joint_size)  # fmt: skip
-    batch, rows = (short[queries], passages), []
-    for precision in DTYPES:
-        port = Port(copy.deepcopy(retriever), copy.deepcopy(ranker), feed, lengths, precision)
-        ours = Ours(copy.deepcopy(retriever), copy.deepcopy(ranker), feed, precision)
-        loss, gradient = compare(ours, port, batch)
-        allowed = (1e-4, 1e-3) if precision == "fp32" else (1e-2, float("inf"))
-        check = f"{agreed('losses', loss, allowed[0])}, {agreed('gradients', gradient, allowed[1])} (relative)"
-        arms = {"ours": partial(ours.step, *batch), "port": partial(port.step, *batch)}
-        with PeakMemory() as memory:
-            s = interleave(arms, o.repetitions)
-        rows.append(Row(f"RocketQAv2 joint step, lists of {o.joint_size}, {precision}", f"the port, {precision}", check,
-                        ratio(s, "port", "ours").to_dict(), 3.0, note=f"{o.joint_lists} lists",
-                        peak_gib=memory.bytes / 2**30, seconds=s))  # fmt: skip
-    return rows
+    ).lists(count, size)  # fmt: skip
+    return retriever, ranker, feed, lengths, (short[queries], passages)
+
+
+def _against_port(what: str, ours: Side, port: Side, batch: Batch, precision: str, repetitions: int,
+                  goal: float | None = None, rounding: float = 1e-2) -> Row:  # fmt: skip
+    """Losses and gradients first, then the times of both sides; ``rounding``: how far apart bf16's losses may be. AR2's
+    multiply two rounded logarithms: with a random encoder each side's is up to 3 % from fp32's."""
+    loss, gradient = compare(ours, port, batch)
+    allowed = (1e-4, 1e-3) if precision == "fp32" else (rounding, float("inf"))
+    check = f"{agreed('losses', loss, allowed[0])}, {agreed('gradients', gradient, allowed[1])} (relative)"
+    with PeakMemory() as memory:
+        s = interleave({"ours": partial(ours.step, *batch), "port": partial(port.step, *batch)}, repetitions)
+    return Row(f"{what}, {precision}", f"the port, {precision}", check, ratio(s, "port", "ours").to_dict(), goal,
+               note=f"{len(batch[0])} lists", peak_gib=memory.bytes / 2**30, seconds=s)  # fmt: skip
 
 
 def pools(retriever: Retriever, m: Material, feed: Feed, dtype: torch.dtype | None, depth: int) -> Any:
@@ -423,7 +450,7 @@ def _mined(place: str, queries: np.ndarray) -> None:
 
 ROWS: dict[str, Callable[[Material], list[Row]]] = {
     "encoding": encoding, "mining": mining, "refresh": refresh, "ranker": ranker_training, "joint": joint,
-    "round": ar2_round, "memory": memory,
+    "ar2step": ar2_updates, "round": ar2_round, "memory": memory,
 }  # fmt: skip
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-NAMES = ("encoding", "mining", "refresh", "ranker", "joint", "round", "memory")
+NAMES = ("encoding", "mining", "refresh", "ranker", "joint", "ar2step", "round", "memory")
 QUICK = {
     "passages": 60, "queries": 20, "ranker_layers": 2, "retriever_length": 24, "ranker_length": 40, "batch": 4,
     "steps": 2, "list_size": 4, "depth": 20, "search_passages": 3000, "search_queries": 50, "dim": 32,
-    "joint_lists": 2, "joint_size": 4, "query_length": 16, "passage_length": 32, "pair_length": 40,
-    "memory_passages": [300, 600], "repetitions": 1,
+    "joint_lists": 2, "joint_size": 4, "ar2_lists": 2, "ar2_size": 4,
+    "query_length": 16, "passage_length": 32, "pair_length": 40, "memory_passages": [300, 600], "repetitions": 1,
 }  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         ("dim", 384, "of these vectors"),
         ("joint-lists", 1, "lists of the joint step"),
         ("joint-size", 32, "passages of such a list"),
+        ("ar2-lists", 4, "lists of AR2's updates"),
+        ("ar2-size", 16, "passages of such a list"),
         ("query-length", 32, "tokens to which the port pads a query"),
         ("passage-length", 128, "a passage"),
         ("pair-length", 160, "a pair"),

@@ -13,7 +13,7 @@ from forms import marked
 ROOT = Path(__file__).parents[2]
 
 
-ROWS = {"encoding": 2, "mining": 1, "refresh": 2, "ranker": 2, "joint": 2, "round": 3, "memory": 2}
+ROWS = {"encoding": 2, "mining": 1, "refresh": 2, "ranker": 2, "joint": 2, "ar2step": 4, "round": 3, "memory": 2}
 """Rows of the table by name of the benchmark."""
 SHORT = ("encoding", "mining", "ranker")
 
