@@ -9,8 +9,9 @@ The model itself stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,12 @@ LEVELS = 1 << 16
 _PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def training_on_cpu(model: nn.Module, chunks: Sequence[dict[str, Tensor]]) -> AbstractContextManager[Any]:
+_own = threading.local()
+
+
+def training_on_cpu(
+    model: nn.Module, chunks: Sequence[dict[str, Tensor]]
+) -> AbstractContextManager[CpuTraining | None]:
     """The mode for a forward of these chunks when ``model`` trains on a CPU; otherwise nothing."""
     if model.training and next(model.parameters()).device.type == "cpu":
         return CpuTraining([inputs["input_ids"] for inputs in chunks])
@@ -41,6 +47,8 @@ class CpuTraining(TorchFunctionMode):
         super().__init__()
         self.places: dict[int, Tensor] = {}
         self.rows: dict[int, Tensor] = {}
+        """By the table's id: the rows that all chunks share."""
+        self._lock = threading.Lock()
         if len(ids) > 1 and torch.is_grad_enabled():
             self.distinct, places = torch.unique(torch.cat([chunk.reshape(-1) for chunk in ids]), return_inverse=True)
             parts = places.split([chunk.numel() for chunk in ids])
@@ -60,18 +68,30 @@ class CpuTraining(TorchFunctionMode):
 
     def _look_up(self, ids: Tensor, weight: Tensor, *settings: Any, **options: Any) -> Tensor:
         """Rows of the distinct ids once, with the gradient of the whole table; rows of a chunk from those."""
-        if id(weight) not in self.rows:
-            self.rows[id(weight)] = functional.embedding(self.distinct, weight, *settings, **options)
+        with self._lock:  # chunks may be side by side
+            if id(weight) not in self.rows:
+                self.rows[id(weight)] = functional.embedding(self.distinct, weight, *settings, **options)
         return functional.embedding(self.places[id(ids)], self.rows[id(weight)])
+
+
+@contextmanager
+def masks_of(seed: int) -> Iterator[None]:
+    """Masks that this thread draws meanwhile depend on the seed and on nothing that other threads do."""
+    _own.seeds = np.random.default_rng(seed)
+    try:
+        yield
+    finally:
+        del _own.seeds
 
 
 def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     """0 with probability p (rounded to 1/65536), otherwise the factor that keeps the mean 1.
 
-    Seeded by torch's global generator, so that the same state there gives the same mask.
+    Seeded by torch's global generator, so that the same state there gives the same mask; in `masks_of`, by its seed.
     """
     dropped = round(p * LEVELS)
-    seed = int(torch.randint(2**63 - 1, ()))
+    own = getattr(_own, "seeds", None)
+    seed = int(torch.randint(2**63 - 1, ())) if own is None else int(own.integers(2**63 - 1))
     if dropped == LEVELS:
         return torch.zeros(tuple(shape), dtype=dtype)
     count = math.prod(shape)

@@ -49,11 +49,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer in the compute precision; its weight is as torch or as oneDNN lays it out."""
+    """A linear layer in the compute precision; its weight is as torch or as oneDNN lays it out.
+
+    ``linears``: the layers that it is made of.
+    """
 
     weight: Tensor
     bias: Tensor
     packed: bool
+    linears: Sequence[nn.Linear]
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype, fused: bool) -> Product:
@@ -63,7 +67,7 @@ class Product:
         weight, bias = weight.to(dtype), bias.to(dtype)
         if fused:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        return cls(weight, bias, fused)
+        return cls(weight, bias, fused, linears)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
@@ -121,6 +125,22 @@ def is_lean(model: nn.Module) -> bool:
     """Whether every encoder of a model has the forward of this file at the moment, and there is one."""
     found = [vars(module).get("forward") for module in model.modules() if type(module) in ENCODERS]
     return bool(found) and all(isinstance(forward, partial) and forward.func is _forward for forward in found)
+
+
+def made_for_all(model: nn.Module) -> tuple[list[Tensor], set[int]]:
+    """What the encoders of a model have computed from weights for all chunks, and the ids of these weights."""
+    made: dict[int, Tensor] = {}
+    used: set[int] = set()
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        for layer in forward.args[0] if type(module) in ENCODERS and isinstance(forward, partial) else ():
+            for product in (layer.projections, layer.attended, layer.up, layer.down):
+                for name in ("weight", "bias"):
+                    value, sources = getattr(product, name), [getattr(one, name) for one in product.linears]
+                    if value is not sources[0]:
+                        made[id(value)] = value
+                        used |= {id(source) for source in sources}
+    return list(made.values()), used
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparring.models.lean import is_lean
+from sparring.models.cpu import CpuTraining, masks_of
+from sparring.models.lean import is_lean, made_for_all
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 MOST = 8
 """Chunks at a time: each needs the memory of its hidden states."""
+MOST_TRAINED = 4
+"""Chunks at a time in training: each needs the memory of a gradient of all weights."""
 
 
 def over_chunks(model: nn.Module, compute: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> Iterator[Result]:
@@ -30,26 +33,101 @@ def over_chunks(model: nn.Module, compute: Callable[[Chunk], Result], chunks: Se
 
     Raises: what ``compute`` raises, at that chunk; chunks after it are not begun.
     """
-    abreast = _abreast(model, len(chunks))
+    at_rest = not torch.is_grad_enabled() and not model.training
+    abreast = _abreast(model, len(chunks), MOST) if at_rest else 1
     if abreast < 2:
         yield from map(compute, chunks)
         return
+    yield from _side_by_side(compute, chunks, abreast)
+
+
+def joined(
+    model: nn.Module, compute: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], training: CpuTraining | None
+) -> Tensor:
+    """``torch.cat(list(map(compute, chunks)))`` with its gradient, several chunks at a time forward and backward where
+    ``model`` trains on a CPU with a forward of ours; without a gradient, as `over_chunks`.
+
+    Args:
+        training: the mode that is on, if it is.
+    """
+    if training is None or not torch.is_grad_enabled() or not is_lean(model):
+        return torch.cat(list(over_chunks(model, compute, chunks)))
+    seeds = torch.randint(2**63 - 1, (len(chunks),)).tolist()
+
+    def computed(first: int, step: int) -> list[Tensor]:
+        found = []
+        for number in range(first, len(chunks), step):
+            with training, masks_of(seeds[number]):
+                found.append(compute(chunks[number]))
+        return found
+
+    abreast = _abreast(model, len(chunks), MOST_TRAINED)
+    if abreast < 2:
+        return torch.cat(computed(0, 1))
+    shares = list(_side_by_side(lambda first: computed(first, abreast), range(abreast), abreast))
+    outputs = [shares[number % abreast][number // abreast] for number in range(len(chunks))]
+    made, used = made_for_all(model)
+    used |= training.rows.keys()
+    own = [p for p in model.parameters() if p.requires_grad and id(p) not in used]
+    inputs = [*own, *(x for x in [*made, *training.rows.values()] if x.requires_grad)]
+    found: Tensor = _Joined.apply(_Graphs(outputs, inputs, abreast), *inputs)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Graphs:
+    """Outputs of chunks, each with a graph of its own that ends at ``inputs``, which all share."""
+
+    def __init__(self, outputs: list[Tensor], inputs: list[Tensor], abreast: int) -> None:
+        self.outputs, self.inputs, self.abreast = outputs, inputs, abreast
+
+
+class _Joined(torch.autograd.Function):
+    """The outputs one after another. Forward and backward, a thread has every n-th chunk, for the engine adds gradients
+    in the order in which a thread made their graphs."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: _Graphs, *_: Tensor) -> Tensor:
+        ctx.graphs = graphs
+        return torch.cat([output.detach() for output in graphs.outputs])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        graphs: _Graphs = ctx.graphs
+        parts = gradients[0].split([len(output) for output in graphs.outputs])
+
+        def carried(first: int) -> tuple[Tensor | None, ...]:
+            own = slice(first, None, graphs.abreast)
+            return torch.autograd.grad(graphs.outputs[own], graphs.inputs, parts[own], allow_unused=True)
+
+        total, *others = _side_by_side(carried, range(graphs.abreast), graphs.abreast)
+        graphs.outputs = []
+        for other in others:
+            total = tuple(b if a is None else a if b is None else a + b for a, b in zip(total, other, strict=True))
+        return None, *total
+
+
+def _side_by_side(
+    compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int
+) -> Iterator[Result]:
+    """``map(compute, chunks)``, so many at a time."""
     on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    gradients = torch.is_grad_enabled()
 
     def computed(chunk: Chunk) -> Result:  # modes of torch are each thread's own
-        with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=on):
+        cast = torch.autocast("cpu", dtype=dtype, enabled=on, cache_enabled=False)
+        with torch.set_grad_enabled(gradients), cast:
             return compute(chunk)
 
     with _threads(torch.get_num_threads() // abreast), ThreadPoolExecutor(abreast) as pool:
         yield from pool.map(computed, chunks)
 
 
-def _abreast(model: nn.Module, chunks: int) -> int:
+def _abreast(model: nn.Module, chunks: int, most: int) -> int:
     """How many chunks at a time: a divisor of torch's threads, so that all of these have work."""
-    if chunks < 2 or torch.is_grad_enabled() or model.training or not is_lean(model) or not _is_librarys(model):
+    if chunks < 2 or not is_lean(model) or not _is_librarys(model):
         return 1
     threads = torch.get_num_threads()
-    return max(number for number in range(1, MOST + 1) if threads % number == 0 and number <= chunks)
+    return max(number for number in range(1, most + 1) if threads % number == 0 and number <= chunks)
 
 
 def _is_librarys(model: Any) -> bool:

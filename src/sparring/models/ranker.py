@@ -16,7 +16,7 @@ from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_cross_encoder, resolve
-from sparring.models.parallel import over_chunks
+from sparring.models.parallel import joined
 from sparring.models.retriever import require_store
 from sparring.models.tokens import TextSource, TokenStore, tokenize
 from sparring.models.weights import in_float32, keep_layers, model_fingerprint
@@ -85,8 +85,8 @@ class Ranker(nn.Module):
         """Raw logits in the order of the pairs, float32 [N], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, device=self.device)
-        with lean_encoders(self), training_on_cpu(self, batches.inputs):
-            logits = torch.cat(list(over_chunks(self, self.logits, batches.inputs)))
+        with lean_encoders(self), training_on_cpu(self, batches.inputs) as training:
+            logits = joined(self, self.logits, batches.inputs, training)
         return logits[batches.restore.to(logits.device)]
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:

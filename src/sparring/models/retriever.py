@@ -19,7 +19,7 @@ from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_sentence_transformer, resolve
-from sparring.models.parallel import over_chunks
+from sparring.models.parallel import joined, over_chunks
 from sparring.models.tokens import TextSource, TokenStore, tokenize
 from sparring.models.weights import freeze_poolers, in_float32, keep_layers, model_fingerprint
 from sparring.types import InputError
@@ -77,8 +77,8 @@ class Retriever(nn.Module):
         """Embeddings in the order of the rows, float32 [N, d], also under autocast."""
         if not batches.inputs:
             return torch.zeros(0, self.dim, device=self.device)
-        with lean_encoders(self), training_on_cpu(self, batches.inputs):
-            vectors = torch.cat(list(self.embeddings(batches, kind)))
+        with lean_encoders(self), training_on_cpu(self, batches.inputs) as training:
+            vectors = joined(self, lambda inputs: self.embed(inputs, kind), batches.inputs, training)
         return vectors[batches.restore.to(vectors.device)]
 
     def embeddings(self, batches: Batches, kind: Kind) -> Iterator[Tensor]:

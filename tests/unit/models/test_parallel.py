@@ -1,11 +1,12 @@
 """Chunks side by side: the same results in the same order, and nothing left behind."""
 
 import threading
+import time
 
 import pytest
 import torch
 
-from sparring.models import load_ranker, load_retriever, parallel
+from sparring.models import Ranker, load_ranker, load_retriever, parallel
 from sparring.models.modes import evaluating
 from sparring.models.parallel import over_chunks
 
@@ -80,24 +81,131 @@ def test_an_error_ends_it(tiny_ce):
 
 
 @pytest.mark.parametrize(
-    ("threads", "chunks", "expected"), [(1, 9, 1), (2, 9, 2), (2, 1, 1), (6, 9, 6), (6, 5, 3), (12, 99, 6), (7, 3, 1)]
+    ("threads", "chunks", "most", "expected"),
+    [(1, 9, 8, 1), (2, 9, 8, 2), (2, 1, 8, 1), (6, 9, 8, 6), (6, 9, 4, 3), (6, 5, 8, 3), (12, 99, 8, 6), (7, 3, 8, 1)],
 )
-def test_how_many_at_a_time(threads, chunks, expected, tiny_ce, monkeypatch):
+def test_how_many_at_a_time(threads, chunks, most, expected, tiny_ce, monkeypatch):
     ranker = load_ranker(tiny_ce)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     with evaluating(ranker):
-        assert parallel._abreast(ranker, chunks) == expected
+        assert parallel._abreast(ranker, chunks, most) == expected
     monkeypatch.undo()
 
 
-def test_one_after_another_in_training_and_with_a_forward_of_others(tiny_ce):
-    ranker = load_ranker(tiny_ce)
-    assert parallel._abreast(ranker.eval(), 9) == 1, "gradients are on, and the forward is the library's"
+def test_one_after_another_with_gradients_at_rest_and_with_a_forward_of_others(tiny_ce):
+    ranker = load_ranker(tiny_ce).eval()
+
+    def threads():
+        return set(over_chunks(ranker, lambda _: threading.current_thread().name, range(4)))
+
+    assert threads() == {"MainThread"}, "gradients are on, and the forward is the library's"
     with torch.no_grad():
-        assert parallel._abreast(ranker, 9) == 1, "the forward is the library's"
+        assert threads() == {"MainThread"}, "the forward is the library's"
     with evaluating(ranker):
-        assert parallel._abreast(ranker, 9) == 2
+        assert "MainThread" not in threads()
         with torch.enable_grad():
-            assert parallel._abreast(ranker, 9) == 1
+            assert threads() == {"MainThread"}
         ranker.model.append(torch.nn.Identity())
-        assert parallel._abreast(ranker, 9) == 1, "a module of others"
+        assert threads() == {"MainThread"}, "a module of others"
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def texts_of(lengths):
+    return [" ".join(["list bucket copy object user"] * n) for n in lengths]
+
+
+LONG = texts_of([1, 2, 3, 4] * 4)
+
+
+def trained(model, monkeypatch, most, dtype=None, seed=0):
+    """Outputs and gradients of one forward in several chunks, at most so many at a time."""
+    monkeypatch.setattr(parallel, "MOST_TRAINED", most)
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(seed)
+    rows = range(len(LONG))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+        if isinstance(model, Ranker):
+            store = model.tokenize(LONG, None)
+            batches = model.batches(store, rows, store, rows, token_budget=64)
+            found = model(batches)
+        else:
+            batches = model.batches(model.tokenize(LONG, "passage", None), rows, "passage", token_budget=64)
+            found = model(batches, "passage")
+    assert len(batches.inputs) > 4
+    weights = torch.arange(found.numel(), dtype=torch.float32).view(found.shape).cos()
+    (found * weights).sum().backward()
+    return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def both(tiny_st, tiny_ce):
+    return load_retriever(tiny_st), load_ranker(tiny_ce)
+
+
+def test_training_has_the_gradient_of_one_after_another(tiny_st, tiny_ce, monkeypatch):
+    """Dropout on: a chunk's masks are its own, however many are under way."""
+    for model in both(tiny_st, tiny_ce):
+        assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+        alone, expected = trained(model, monkeypatch, 1)
+        beside, found = trained(model, monkeypatch, 4)
+        torch.testing.assert_close(beside, alone, rtol=1e-6, atol=1e-6)
+        assert found.keys() == expected.keys()
+        largest = max(float(g.abs().max()) for g in expected.values())
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
+        other, _ = trained(model, monkeypatch, 4, seed=1)
+        assert not torch.allclose(other, beside, atol=1e-4), "the same masks again"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_training_has_the_same_bits_whichever_thread_is_faster(dtype, tiny_ce, monkeypatch):
+    ranker, late = load_ranker(tiny_ce), iter([0.0, 0.02, 0.0, 0.005] * 100)
+    first = trained(ranker, monkeypatch, 4, dtype)
+    logits = ranker.logits
+    monkeypatch.setattr(ranker, "logits", lambda inputs: (time.sleep(next(late)), logits(inputs))[1])
+    for _ in range(5):
+        output, gradients = trained(ranker, monkeypatch, 4, dtype)
+        assert torch.equal(output, first[0])
+        assert all(torch.equal(gradients[name], value) for name, value in first[1].items())
+
+
+def test_training_is_side_by_side(tiny_st, monkeypatch):
+    """Two chunks are under way at once, forward and backward; weights at rest get no gradient."""
+    retriever, names = load_retriever(tiny_st), {"forward": set(), "backward": set()}
+    frozen = retriever.get_parameter("model.0.model.encoder.layer.0.output.dense.weight")
+    frozen.requires_grad_(False)
+    meet = {way: threading.Barrier(2, timeout=20) for way in names}
+    embed = retriever.embed
+
+    def note(way):
+        if len(names[way]) < 2 and threading.current_thread().name not in names[way]:
+            names[way].add(threading.current_thread().name)
+            meet[way].wait()  # passes only where two are under way
+        assert torch.get_num_threads() == 1
+
+    def watched(inputs, kind):
+        note("forward")
+        found = embed(inputs, kind)
+        found.register_hook(lambda _: note("backward"))
+        return found
+
+    monkeypatch.setattr(retriever, "embed", watched)
+    _, gradients = trained(retriever, monkeypatch, 4)
+    assert all(len(found) == 2 and "MainThread" not in found for found in names.values())
+    assert "model.0.model.encoder.layer.0.output.dense.weight" not in gradients
+    assert "model.0.model.encoder.layer.0.output.dense.bias" in gradients
+
+
+def test_an_error_in_training_ends_it(tiny_ce, monkeypatch):
+    ranker = load_ranker(tiny_ce)
+
+    def broken(_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(ranker, "logits", broken)
+    with pytest.raises(MemoryError, match="too large"):
+        trained(ranker, monkeypatch, 4)
+    monkeypatch.undo()
+    assert torch.isfinite(trained(ranker, monkeypatch, 4)[0]).all()
