@@ -39,6 +39,14 @@ class Material:
             data, model = prepare_aws(), prepare_minilm()
         return cls(*_texts(load(data), options), model, options)
 
+    def smaller(self, passages: int, queries: int) -> Material:
+        """The first queries, their labelled passages, and others up to so many."""
+        labelled = [self.passages[row] for row in self.labelled[:queries]]
+        kept = list(dict.fromkeys([*labelled, *self.passages]))[: max(passages, len(set(labelled)))]
+        place = {text: row for row, text in enumerate(kept)}
+        rows = np.array([place[text] for text in labelled])
+        return Material(kept, self.queries[:queries], rows, self.model, self.options)
+
     def retriever(self) -> Retriever:
         """A fresh one, dropout as its configuration says."""
         return load_retriever(str(self.model), layers=self.options.layers, max_length=self.options.retriever_length,

@@ -24,8 +24,9 @@ NAMES = ("encoding", "mining", "refresh", "ranker", "joint", "ar2step", "round",
 QUICK = {
     "passages": 60, "queries": 20, "ranker_layers": 2, "retriever_length": 24, "ranker_length": 40, "batch": 4,
     "steps": 2, "list_size": 4, "depth": 20, "search_passages": 3000, "search_queries": 50, "dim": 32,
-    "joint_lists": 2, "joint_size": 4, "ar2_lists": 2, "ar2_size": 4,
-    "query_length": 16, "passage_length": 32, "pair_length": 40, "memory_passages": [300, 600], "repetitions": 1,
+    "round_steps": 2, "round_passages": 40, "round_queries": 15, "joint_lists": 2, "joint_size": 4,
+    "ar2_lists": 2, "ar2_size": 4, "query_length": 16, "passage_length": 32, "pair_length": 40,
+    "memory_passages": [300, 600], "repetitions": 1,
 }  # fmt: skip
 
 
@@ -53,10 +54,13 @@ def parser() -> argparse.ArgumentParser:
         ("search-passages", 100_000, "vectors searched"),
         ("search-queries", 10_000, "vectors searched for"),
         ("dim", 384, "of these vectors"),
-        ("joint-lists", 1, "lists of the joint step"),
+        ("joint-lists", 4, "lists of the joint step; the released one has 12 a device"),
         ("joint-size", 32, "passages of such a list"),
         ("ar2-lists", 4, "lists of AR2's updates"),
         ("ar2-size", 16, "passages of such a list"),
+        ("round-steps", 8, "updates of each model in a round of AR2"),
+        ("round-passages", 300, "passages of its refresh"),
+        ("round-queries", 100, "queries of it"),
         ("query-length", 32, "tokens to which the port pads a query"),
         ("passage-length", 128, "a passage"),
         ("pair-length", 160, "a pair"),
