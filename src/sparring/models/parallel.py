@@ -6,6 +6,7 @@ it but by what a product of another number of threads rounds otherwise; their or
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,23 +46,32 @@ def joined(
     model: nn.Module, compute: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], training: CpuTraining | None
 ) -> Tensor:
     """``torch.cat(list(map(compute, chunks)))`` with its gradient, several chunks at a time forward and backward where
-    ``model`` trains on a CPU with a forward of ours; without a gradient, as `over_chunks`.
+    ``model`` trains on a CPU with a forward of ours; at rest, as `over_chunks`. Every chunk's dropout comes from one
+    number that torch's generator draws, so that a chunk alone, without or with a gradient, has it too.
 
     Args:
         training: the mode that is on, if it is.
     """
-    if training is None or not torch.is_grad_enabled() or not is_lean(model):
+    if training is None or not is_lean(model):
         return torch.cat(list(over_chunks(model, compute, chunks)))
     seeds = torch.randint(2**63 - 1, (len(chunks),)).tolist()
+
+    failed = threading.Event()
 
     def computed(first: int, step: int) -> list[Tensor]:
         found = []
         for number in range(first, len(chunks), step):
-            with training, masks_of(seeds[number]):
-                found.append(compute(chunks[number]))
+            if failed.is_set():  # elsewhere: no more memory is asked for
+                break
+            try:
+                with training, masks_of(seeds[number]):
+                    found.append(compute(chunks[number]))
+            except BaseException:
+                failed.set()
+                raise
         return found
 
-    abreast = _abreast(model, len(chunks), MOST_TRAINED)
+    abreast = _abreast(model, len(chunks), MOST_TRAINED) if torch.is_grad_enabled() else 1
     if abreast < 2:
         return torch.cat(computed(0, 1))
     shares = list(_side_by_side(lambda first: computed(first, abreast), range(abreast), abreast))

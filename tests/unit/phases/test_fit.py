@@ -20,6 +20,7 @@ from sparring.phases.fit import ListBatch, Scorer, Step, fit
 from sparring.recipes.ar2 import AR2Config, retriever_step
 from sparring.recipes.rocketqav2 import RocketQAv2Config, joint_step, static_step
 from sparring.recipes.steps import in_batch_step, ranker_step
+from sparring.recipes.steps import retriever_step as hard_labels
 from sparring.types import InputError
 
 Load = Callable[..., Pair]
@@ -200,7 +201,7 @@ def test_two_fits_are_one_longer_fit(load: Load, accelerator: Accelerator) -> No
         team = pair.team(accelerator, schedule="linear", updates=6, warmup=0.34, weight_decay=0.0)
         start, rates = 0, []
         for steps in parts:
-            step = retriever_step(AR2Config(adv_lambda=0.0))
+            step = hard_labels()
             at = start
             if start:
                 fit(team, pair.scorer(team, still := _still("ranker")), still, draw, steps=3, batch=4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from fit_fixtures import STEPS, Pair, draw, load_pair, state
 from memory_fixtures import ERRORS, Allocator, little_memory
 from sparring.log import Metrics
+from sparring.models import Ranker
 from sparring.models.memory import Pieces, TooLittleMemory
 from sparring.phases.fit import Reached, Scorer, fit
 
@@ -23,6 +26,15 @@ WHOLE = Pieces(512, 1, False)
 @pytest.fixture(scope="module")
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+@pytest.fixture(autouse=True)
+def chunks_in_turn() -> Iterator[None]:
+    """The allocator counts what is held; of chunks side by side it would be a race which one is refused."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -101,6 +113,33 @@ def test_the_weights_are_those_of_the_run_that_never_failed(
     last = kept[-1][1]
     assert last.gradient_cache if name == "in-batch" else last.accumulate > 1
     assert progress.calls[-1] == (3, last, False), "it lasts for the phase"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_with_chunks_side_by_side_too(
+    error: Callable[[], Exception], load: Load, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread the same errors are known, and the weights are those of the run that never failed."""
+    torch.set_num_threads(2)
+    expected, means, _ = trained(load(token_budget=64), accelerator, "rocketqav2 paper", Pieces(64, 1, False))
+    real, calls, threads = Ranker.logits, itertools.count(), []
+
+    def refused_once(self: Ranker, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if next(calls) == 1:
+            threads.append(threading.current_thread().name)
+            raise error()
+        return real(self, inputs)
+
+    monkeypatch.setattr(Ranker, "logits", refused_once)
+    metrics = Metrics(None)
+    got, found, _ = trained(
+        load(token_budget=64), accelerator, "rocketqav2 paper", Pieces(64, 1, False), metrics=metrics
+    )  # fmt: skip
+    assert threads
+    assert "MainThread" not in threads
+    assert len([record for record in metrics.records if record["kind"] == "memory"]) == 1
+    assert_same_weights(got, expected)
+    assert found == pytest.approx(means, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(
