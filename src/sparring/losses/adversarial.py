@@ -7,7 +7,7 @@ The ranker step is `sparring.losses.contrastive.list_softmax`. The retriever ste
 with z the retriever's scores and s the ranker's, [B, n], column 0 the positive. Three variants, never mixed up:
 
 - ``paper``: Eq. 9-10 and Eq. 12. The adversarial softmax spans the negatives only.
-- ``official``: the released code to the letter. All columns, SUM over queries, log(p + 1e-7) of every probability.
+- ``official``: the released code to the letter. All columns, SUM over queries, log(p + 1e-7).
 - ``mean``: the code's form with a mean over queries and a log-softmax. The default of the recipes.
 
 docs/ar2.md sets each equation beside its function and lists every deviation.
@@ -28,7 +28,7 @@ OFFICIAL_EPS = 1e-7
 """What the released code adds to a probability before its logarithm."""
 
 
-def reward(ranker: Tensor, eps: float = 0.0) -> Tensor:
+def reward(ranker: Tensor) -> Tensor:
     r"""$r_i = \log p_\phi(d^+ \mid q; \{d^+, d_i\}) = \log\sigma(s^+ - s_i) \le 0$ (AR2 Eq. 9-10).
 
     Every column gets one; column 0, the positive against itself, gets $\log\frac12$. A document that fools the ranker
@@ -36,14 +36,12 @@ def reward(ranker: Tensor, eps: float = 0.0) -> Tensor:
 
     Args:
         ranker: [B, n] scores, column 0 the positive.
-        eps: added to the probability before its logarithm, as the released code does with 1e-7.
 
     Returns:
         [B, n] in float32 at least. Differentiable; `adversarial` stops the gradient.
     """
     ranker = widen(ranker)
-    gap = ranker[:, :1] - ranker
-    return (gap.sigmoid() + eps).log() if eps else logsigmoid(gap)
+    return logsigmoid(ranker[:, :1] - ranker)
 
 
 def adversarial(retriever: Tensor, ranker: Tensor, variant: Variant, queries: int | None = None) -> Tensor:
@@ -51,8 +49,7 @@ def adversarial(retriever: Tensor, ranker: Tensor, variant: Variant, queries: in
 
     - ``paper``: $J = \frac1B\sum_q \sum_{i \ge 1} p_\theta(d_i \mid q; D_q^-)\, r_i$ (AR2 Eq. 9-10); softmax over the
       negatives only, so the positive's score has no gradient.
-    - ``official``: $\sum_q \sum_{i \ge 0} r_i \log(p_\theta(d_i \mid q; D_q) + 10^{-7})$, a SUM over queries, with
-      $r_i = \log(\sigma(s^+ - s_i) + 10^{-7})$, which ends at -16.1.
+    - ``official``: $\sum_q \sum_{i \ge 0} r_i \log(p_\theta(d_i \mid q; D_q) + 10^{-7})$, a SUM over queries.
     - ``mean``: $\frac1B\sum_q \sum_{i \ge 0} r_i \log p_\theta(d_i \mid q; D_q)$.
 
     Args:
@@ -65,7 +62,7 @@ def adversarial(retriever: Tensor, ranker: Tensor, variant: Variant, queries: in
         [] at most 0 for ``paper``; at least 0 for ``mean``, and for ``official`` but for the 1e-7.
     """
     retriever, ranker = widen_pair(retriever, ranker)
-    r = reward(ranker.detach(), OFFICIAL_EPS if variant == "official" else 0.0)
+    r = reward(ranker.detach())
     match variant:
         case "paper":
             p = retriever[:, 1:].softmax(dim=1)

@@ -85,7 +85,6 @@ def adversarial(z: Array, s: Array, variant: str, queries: int | None = None, te
             gradient[q, 1:] = p * (r - p @ r) / temperature / count
         else:
             r, log_p = log_sigmoid(s[q, 0] - s[q]), log_softmax(z[q])
-            r = np.log(np.exp(r) + 1e-7) if variant == "official" else r
             v, g = weighted_log(r, log_p, 1e-7 if variant == "official" else 0.0)
             value += v if variant == "official" else v / count
             gradient[q] = g if variant == "official" else g / count

@@ -19,11 +19,9 @@ from sparring.losses import adversarial, contrastive, diagnose, distillation, te
 # Each: its name, what it replaces (occurs exactly once in the module), and by what.
 MUTATIONS: dict[ModuleType, list[tuple[str, str, str]]] = {
     adversarial: [
-        ("reward: sign", "gap = ranker[:, :1] - ranker", "gap = ranker - ranker[:, :1]"),
-        ("reward: positive is the last column", "gap = ranker[:, :1] - ranker", "gap = ranker[:, -1:] - ranker"),
-        ("adversarial: reward not detached", "r = reward(ranker.detach(), ", "r = reward(ranker, "),
-        ("official: reward without eps", 'OFFICIAL_EPS if variant == "official" else 0.0', "0.0"),
-        ("reward with eps in all variants", 'OFFICIAL_EPS if variant == "official" else 0.0', "OFFICIAL_EPS"),
+        ("reward: sign", "ranker[:, :1] - ranker)", "ranker - ranker[:, :1])"),
+        ("reward: positive is the last column", "ranker[:, :1] - ranker)", "ranker[:, -1:] - ranker)"),
+        ("adversarial: reward not detached", "r = reward(ranker.detach())", "r = reward(ranker)"),
         ("paper: sign", "return (p * r[:, 1:]).sum()", "return -(p * r[:, 1:]).sum()"),
         (
             "paper: sum over queries",
