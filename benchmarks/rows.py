@@ -209,9 +209,15 @@ def ranker_training(m: Material) -> list[Row]:
     apart = _ranker_gradients(base, feed, lists, data, o.batch)
     check = f"{agreed('losses', apart[0], 1e-4)}, {agreed('gradients', apart[1], 1e-3)} (relative, fp32)"
     rows = []
+
+    def in_turn(precision: str) -> None:
+        with mock.patch.object(parallel, "MOST_TRAINED", 1):
+            train({"ranker": copy.deepcopy(base)}, feed, ranker_step(), lists, o.batch, precision)
+
     for precision in DTYPES:
         arms: dict[str, Callable[[], Any]] = {
             "ours": lambda p=precision: train({"ranker": copy.deepcopy(base)}, feed, ranker_step(), lists, o.batch, p),
+            "ours, chunks in turn": partial(in_turn, precision),
             "sentence-transformers": lambda p=precision: baselines.train_ranker(
                 copy.deepcopy(base.model), data, batch=o.batch, steps=o.steps, lr=LR, bf16=p == "bf16"),
         }  # fmt: skip
@@ -219,7 +225,8 @@ def ranker_training(m: Material) -> list[Row]:
             s = interleave(arms, o.repetitions)
         rate = o.batch * o.steps * o.list_size / float(np.median(s["ours"]))
         rows.append(Row(f"ranker training, {precision}", f"CrossEncoderTrainer, {precision}", check,
-                        ratio(s, "sentence-transformers", "ours").to_dict(), 1.3, note=f"{rate:.0f} pairs/s",
+                        ratio(s, "sentence-transformers", "ours").to_dict(), 1.3,
+                        note=f"{rate:.0f} pairs/s; chunks in turn: {ratio(s, 'ours, chunks in turn', 'ours')}",
                         peak_gib=memory.bytes / 2**30, seconds=s))  # fmt: skip
     return rows
 

@@ -23,7 +23,7 @@ from fit_fixtures import STEPS, Pair, draw, gradient_of, load_pair
 from sparring.distributed import leave, make_accelerator, processes, rank
 from sparring.losses import Terms, list_softmax
 from sparring.models.sharding import is_sharded, shard
-from sparring.phases.fit import ListBatch, Scorer, Step, Trainee, fit
+from sparring.phases.fit import ListBatch, Reached, Scorer, Step, Trainee, fit
 from sparring.types import InputError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -66,6 +66,18 @@ def broken_on_the_last(batch: ListBatch, score: Scorer) -> tuple[Terms, dict[str
     return Terms(loss * (float("nan") if rank() == processes() - 1 else 1.0), {}), {}
 
 
+class Last:
+    """A `Progress` that knows what it was told last."""
+
+    reached = Reached()
+
+    def begun(self) -> Reached:
+        return Reached()
+
+    def ended(self, reached: Reached, *, keep: bool = False) -> None:  # noqa: ARG002
+        self.reached = reached
+
+
 def taught(pair: Pair, step: Step, _: dict[str, Any]) -> dict[str, Any]:
     """Three updates with a teacher: the means, and what it said; before them one pair alone, fewer than processes."""
     team = pair.team(make_accelerator("cpu"), lr=1e-4)
@@ -73,14 +85,15 @@ def taught(pair: Pair, step: Step, _: dict[str, Any]) -> dict[str, Any]:
     scorer.rest(step.teachers, {})
     scorer.look_ahead(lambda _: (np.array([1]), np.array([[4]])), 0, 1)
     alone = scorer.teachers["ranker"].scores.tolist()
-    means = fit(team, scorer, step, draw, steps=3, batch=8)
-    known = scorer.teachers["ranker"]
+    progress = Last()
+    means = fit(team, scorer, step, draw, steps=3, batch=8, progressed=progress)
+    known = progress.reached.teachers["ranker"]
     return {"alone": alone, "means": means, "keys": known.keys.tolist(), "scores": known.scores.tolist()}
 
 
 def main(retriever: str, ranker: str, out: Path) -> None:
     """All cases, three real updates with the second team of a run, some with a teacher, an error in one process."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)  # chunks side by side in each process
     accelerator = make_accelerator("cpu")
     logs: dict[str, Any] = {"processes": processes()}
     for name, case in CASES.items():

@@ -27,6 +27,11 @@ _PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _own = threading.local()
 
 
+def alias_of(value: Tensor) -> Tensor:
+    """The same numbers at the end of a graph of their own."""
+    return value.detach().requires_grad_(value.requires_grad)
+
+
 def training_on_cpu(
     model: nn.Module, chunks: Sequence[dict[str, Tensor]]
 ) -> AbstractContextManager[CpuTraining | None]:
@@ -46,8 +51,9 @@ class CpuTraining(TorchFunctionMode):
     def __init__(self, ids: Sequence[Tensor]) -> None:
         super().__init__()
         self.places: dict[int, Tensor] = {}
-        self.rows: dict[int, Tensor] = {}
-        """By the table's id: the rows that all chunks share."""
+        self.rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        """By the table's id: the table, its rows that all chunks share, and these as the chunks see them."""
+        self._cut = False
         self._lock = threading.Lock()
         if len(ids) > 1 and torch.is_grad_enabled():
             self.distinct, places = torch.unique(torch.cat([chunk.reshape(-1) for chunk in ids]), return_inverse=True)
@@ -70,8 +76,22 @@ class CpuTraining(TorchFunctionMode):
         """Rows of the distinct ids once, with the gradient of the whole table; rows of a chunk from those."""
         with self._lock:  # chunks may be side by side
             if id(weight) not in self.rows:
-                self.rows[id(weight)] = functional.embedding(self.distinct, weight, *settings, **options)
-        return functional.embedding(self.places[id(ids)], self.rows[id(weight)])
+                found = functional.embedding(self.distinct, weight, *settings, **options)
+                self.rows[id(weight)] = weight, found, alias_of(found) if self._cut else found
+        return functional.embedding(self.places[id(ids)], self.rows[id(weight)][2])
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Rows that are looked up meanwhile end the graphs of the chunks that use them."""
+        self._cut = True
+        try:
+            yield
+        finally:
+            self._cut = False
+
+    def shared(self) -> list[tuple[Tensor, Tensor]]:
+        """What `cut` has cut: rows, and what stands for them in the chunks."""
+        return [(value, alias) for _, value, alias in self.rows.values() if alias is not value]
 
 
 @contextmanager

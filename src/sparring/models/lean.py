@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -31,7 +31,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
 from sparring.distributed import cpu_bf16_units, cpu_is_amd_avx512
-from sparring.models.cpu import dropped, keep_mask
+from sparring.models.cpu import alias_of, dropped, keep_mask
 
 STEP = 64
 """oneDNN's products get a multiple of so many tokens: it generates code for every new shape and keeps that of the
@@ -49,15 +49,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer in the compute precision; its weight is as torch or as oneDNN lays it out.
-
-    ``linears``: the layers that it is made of.
-    """
+    """A linear layer in the compute precision; its weight is as torch or as oneDNN lays it out."""
 
     weight: Tensor
     bias: Tensor
     packed: bool
-    linears: Sequence[nn.Linear]
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype, fused: bool) -> Product:
@@ -67,7 +63,7 @@ class Product:
         weight, bias = weight.to(dtype), bias.to(dtype)
         if fused:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        return cls(weight, bias, fused, linears)
+        return cls(weight, bias, fused)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
@@ -127,20 +123,35 @@ def is_lean(model: nn.Module) -> bool:
     return bool(found) and all(isinstance(forward, partial) and forward.func is _forward for forward in found)
 
 
-def made_for_all(model: nn.Module) -> tuple[list[Tensor], set[int]]:
-    """What the encoders of a model have computed from weights for all chunks, and the ids of these weights."""
-    made: dict[int, Tensor] = {}
-    used: set[int] = set()
-    for module in model.modules():
-        forward = vars(module).get("forward")
-        for layer in forward.args[0] if type(module) in ENCODERS and isinstance(forward, partial) else ():
-            for product in (layer.projections, layer.attended, layer.up, layer.down):
-                for name in ("weight", "bias"):
-                    value, sources = getattr(product, name), [getattr(one, name) for one in product.linears]
-                    if value is not sources[0]:
-                        made[id(value)] = value
-                        used |= {id(source) for source in sources}
-    return list(made.values()), used
+@contextmanager
+def cut(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What the encoders of a model made of weights ends the graphs of the chunks that are computed meanwhile.
+
+    Yields: each such tensor with a gradient to carry on, and what stands for it in the chunks.
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def alias(value: Tensor) -> Tensor:
+        if value.is_leaf or not value.requires_grad:
+            return value
+        return made.setdefault(id(value), (value, alias_of(value)))[1]
+
+    def of(product: Product) -> Product:
+        return replace(product, weight=alias(product.weight), bias=alias(product.bias))
+
+    found: list[Any] = [m for m in model.modules() if type(m) in ENCODERS and "forward" in vars(m)]
+    before = [module.forward for module in found]
+    for module in found:
+        layers = [
+            Layer(one.module, of(one.projections), of(one.attended), of(one.up), of(one.down))
+            for one in module.forward.args[0]
+        ]
+        module.forward = partial(_forward, layers)
+    try:
+        yield list(made.values())
+    finally:
+        for module, forward in zip(found, before, strict=True):
+            module.forward = forward
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Chunks side by side on a CPU: a core computes a chunk of its own instead of a part of every product of one chunk.
 
-An encoder's operations are small, and cores that share one wait for each other at its end. Results do not depend on
-it but by what a product of another number of threads rounds otherwise; their order is that of the chunks.
+An encoder's operations are small, and cores that share one wait for each other at its end. Results, in the order of
+the chunks, are others only by rounding (products by another number of threads, gradients added in another order), and
+the same every time.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sparring.models.cpu import CpuTraining, masks_of
-from sparring.models.lean import is_lean, made_for_all
+from sparring.models.lean import cut, is_lean
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 MOST = 8
 """Chunks at a time: each needs the memory of its hidden states."""
-MOST_TRAINED = 4
+MOST_TRAINED = 2
 """Chunks at a time in training: each needs the memory of a gradient of all weights."""
 
 
@@ -51,16 +53,24 @@ def joined(
 
     Args:
         training: the mode that is on, if it is.
+
+    Raises: what ``compute`` raises; in a second backward through chunks that were side by side, RuntimeError.
     """
     if training is None or not is_lean(model):
         return torch.cat(list(over_chunks(model, compute, chunks)))
     seeds = torch.randint(2**63 - 1, (len(chunks),)).tolist()
-
+    abreast = _abreast(model, len(chunks), MOST_TRAINED) if _may_cut(model) else 1
+    if abreast < 2:
+        found = []
+        for chunk, seed in zip(chunks, seeds, strict=True):
+            with masks_of(seed):
+                found.append(compute(chunk))
+        return torch.cat(found)
     failed = threading.Event()
 
-    def computed(first: int, step: int) -> list[Tensor]:
+    def computed(first: int) -> list[Tensor]:
         found = []
-        for number in range(first, len(chunks), step):
+        for number in range(first, len(chunks), abreast):
             if failed.is_set():  # elsewhere: no more memory is asked for
                 break
             try:
@@ -71,21 +81,26 @@ def joined(
                 raise
         return found
 
-    abreast = _abreast(model, len(chunks), MOST_TRAINED) if torch.is_grad_enabled() else 1
-    if abreast < 2:
-        return torch.cat(computed(0, 1))
-    shares = list(_side_by_side(lambda first: computed(first, abreast), range(abreast), abreast))
+    with cut(model) as made, training.cut():
+        shares = list(_side_by_side(computed, range(abreast), abreast))
     outputs = [shares[number % abreast][number // abreast] for number in range(len(chunks))]
-    made, used = made_for_all(model)
-    used |= training.rows.keys()
-    own = [p for p in model.parameters() if p.requires_grad and id(p) not in used]
-    inputs = [*own, *(x for x in [*made, *training.rows.values()] if x.requires_grad)]
-    found: Tensor = _Joined.apply(_Graphs(outputs, inputs, abreast), *inputs)  # type: ignore[no-untyped-call]
-    return found
+    if not all(output.requires_grad for output in outputs):
+        return torch.cat(outputs)
+    shared = [*made, *training.shared()]
+    own = [p for p in model.parameters() if p.requires_grad]
+    graphs = _Graphs(outputs, [*own, *(alias for _, alias in shared)], abreast)
+    joint: Tensor = _Joined.apply(graphs, *own, *(value for value, _ in shared))  # type: ignore[no-untyped-call]
+    return joint
+
+
+def _may_cut(model: nn.Module) -> bool:
+    """Whether a gradient is wanted that may come in parts: a hook on a weight expects it whole, and once."""
+    return torch.is_grad_enabled() and not any(p._backward_hooks for p in model.parameters())
 
 
 class _Graphs:
-    """Outputs of chunks, each with a graph of its own that ends at ``inputs``, which all share."""
+    """Outputs of chunks, each with a graph of its own that ends at ``inputs``: weights, and what stands for shared
+    values."""
 
     def __init__(self, outputs: list[Tensor], inputs: list[Tensor], abreast: int) -> None:
         self.outputs, self.inputs, self.abreast = outputs, inputs, abreast
@@ -101,24 +116,27 @@ class _Joined(torch.autograd.Function):
         return torch.cat([output.detach() for output in graphs.outputs])
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         graphs: _Graphs = ctx.graphs
-        parts = gradients[0].split([len(output) for output in graphs.outputs])
+        outputs, graphs.outputs = graphs.outputs, []
+        if not outputs:
+            raise RuntimeError("a gradient was carried through these chunks before: their graphs are gone")
+        parts = gradients[0].split([len(output) for output in outputs])
 
-        def carried(first: int) -> tuple[Tensor | None, ...]:
+        def carried(first: int) -> list[Tensor | None]:
             own = slice(first, None, graphs.abreast)
-            return torch.autograd.grad(graphs.outputs[own], graphs.inputs, parts[own], allow_unused=True)
+            return list(torch.autograd.grad(outputs[own], graphs.inputs, parts[own], allow_unused=True))
 
         total, *others = _side_by_side(carried, range(graphs.abreast), graphs.abreast)
-        graphs.outputs = []
         for other in others:
-            total = tuple(b if a is None else a if b is None else a + b for a, b in zip(total, other, strict=True))
+            for place, gradient in enumerate(other):
+                before, other[place] = total[place], None  # a gradient's memory goes as it is added
+                total[place] = gradient if before is None else before if gradient is None else before + gradient
         return None, *total
 
 
-def _side_by_side(
-    compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int
-) -> Iterator[Result]:
+def _side_by_side(compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int) -> Iterator[Result]:
     """``map(compute, chunks)``, so many at a time."""
     on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     gradients = torch.is_grad_enabled()

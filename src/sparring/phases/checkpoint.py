@@ -85,12 +85,16 @@ class Checkpoint:
             if leftover != path:
                 leftover.unlink()
 
-    def load(self, team: Mapping[Name, Trainee]) -> dict[str, Any]:
-        """Put the newest checkpoint back into models, optimisers and schedules of the same shape; its facts.
+    def load(self, team: Mapping[Name, Trainee]) -> dict[str, np.ndarray]:
+        """Put the newest checkpoint back into models, optimisers and schedules of the same shape; its arrays.
 
         Raises: CannotGoOn when the file is missing or damaged; InputError when it is of other models.
         """
-        content, tensors = self._read()
+        content = self._content() if self.note.is_file() else None
+        path = self.folder / content["file"] if content else self.note
+        if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
+            raise CannotGoOn("the checkpoint is missing or damaged", where=str(path))
+        tensors = load_file(str(path))
         for name, trainee in team.items():
             _put_weights(trainee, _below(tensors, f"{name}|weights|"), name)
             slots: dict[int, dict[str, Tensor]] = {}
@@ -98,18 +102,7 @@ class Checkpoint:
                 index, slot = key.split("|")
                 slots.setdefault(int(index), {})[slot] = value
             _put_state(trainee, slots, content["states"][name])
-        return dict(content["facts"])
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that the newest checkpoint was saved with. Raises: CannotGoOn as `load`."""
-        return {key: value.numpy() for key, value in _below(self._read()[1], f"{_ARRAYS}|").items()}
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        content = self._content() if self.note.is_file() else None
-        path = self.folder / content["file"] if content else self.note
-        if content is None or not path.is_file() or files.sha256(path) != content["sha256"]:
-            raise CannotGoOn("the checkpoint is missing or damaged", where=str(path))
-        return content, load_file(str(path))
+        return {key: value.numpy() for key, value in _below(tensors, f"{_ARRAYS}|").items()}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

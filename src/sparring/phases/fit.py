@@ -137,6 +137,10 @@ class Step:
     teachers: tuple[Name, ...] = ()
     joins_queries: bool = False
 
+    def __post_init__(self) -> None:
+        if set(self.trains) & set(self.teachers):
+            raise AssertionError(f"{self.name}: a model that trains is no teacher at rest")
+
 
 @dataclass
 class Forwards:
@@ -234,7 +238,9 @@ class Scorer:
 
     def look_ahead(self, draw: Draw, number: int, steps: int) -> None:
         """Let the teachers score what step ``number`` will ask for and they have not scored yet; with it, of the steps
-        after it, until there are `AHEAD` pairs. Several processes share these, and each gets all scores."""
+        after it, until there are `AHEAD` pairs. Several processes share these, and each gets all scores.
+
+        By rounding, a score depends on which pairs are scored with it."""
         for name, known in self.teachers.items():
             missing = known.missing(draw, number, steps, AHEAD)
             if len(missing):
@@ -373,7 +379,8 @@ def fit(
     """Run ``steps`` updates of the models that ``step`` trains; leave the others bit-identical.
 
     Args:
-        draw: (step number, B) -> query rows (B,), passage rows (B, 1+n); must not depend on the process.
+        draw: (step number, B) -> query rows (B,), passage rows (B, 1+n). Depends on these alone, not on the process;
+            is asked for a step more than once.
         batch: B, queries (lists) per update, over all processes and micro-batches.
         accumulate: micro-batches that one update is split into; the gradient is that of the whole batch.
         names: query rows -> ids, for error messages.
@@ -415,6 +422,8 @@ def fit(
                         raise
                     pieces = _smaller(pieces, step, batch, error, label or step.name)
                 _undo(team, scorer, counted)
+                if number == so_far.done:  # the first of this process: as if it had begun in the smaller pieces
+                    scorer.rest(step.teachers, so_far.teachers)
                 if metrics is not None:
                     metrics.write("memory", phase=label, step=number, **asdict(pieces))
                 if progressed is not None:
@@ -429,7 +438,9 @@ def fit(
     for trainee in team.values():
         trainee.model.eval()
     for name, known in scorer.teachers.items():
-        logger.info("%s: the %s scored %s pairs, each once", label or step.name, name, f"{len(known):,}")
+        if len(known):
+            logger.info("%s: the %s scored %s pairs, each once", label or step.name, name, f"{len(known):,}")
+    scorer.rest((), {})
     return {key: value / max(steps, 1) for key, value in so_far.sums.items()}
 
 
@@ -473,9 +484,8 @@ def _smaller(pieces: Pieces, step: Step, batch: int, error: Exception, label: st
 
 
 def _undo(team: Mapping[Name, Trainee], scorer: Scorer, counted: Counter[str]) -> None:
-    """Leave nothing of an update that was given up; teachers score again, in the smaller pieces."""
+    """Leave nothing of an update that was given up, but what teachers scored."""
     scorer.pending.clear()
-    scorer.rest(tuple(scorer.teachers), {})
     scorer.forwards.counts.clear()
     scorer.forwards.counts.update(counted)
     for trainee in team.values():

@@ -48,7 +48,7 @@ class TeacherScores:
         """Scores of lists: query rows (b,), passage rows (b, m) -> float32 (b, m). KeyError for an unknown pair."""
         keys = self._keys(queries, passages)
         places = np.searchsorted(self.keys, keys)
-        if not len(self.keys) or (self.keys[np.minimum(places, len(self.keys) - 1)] != keys).any():
+        if not self._is_known(keys, places).all():
             raise KeyError("pairs that the teacher was not asked for before")
         found: np.ndarray = self.scores[places]
         return found
@@ -57,4 +57,13 @@ class TeacherScores:
         return np.asarray(queries, np.int64)[:, None] * self.passages + np.asarray(passages, np.int64)
 
     def _unknown(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        return np.setdiff1d(self._keys(queries, passages), self.keys)
+        """Sorted, each once; the cost is that of the lists, whatever is known."""
+        keys = np.unique(self._keys(queries, passages))
+        return keys[~self._is_known(keys, np.searchsorted(self.keys, keys))]
+
+    def _is_known(self, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Whether the known key at each place is the one looked for."""
+        if not len(self.keys):
+            return np.zeros(keys.shape, bool)
+        found: np.ndarray = self.keys[np.minimum(places, len(self.keys) - 1)] == keys
+        return found

@@ -768,17 +768,16 @@ class Progressed:
         facts = self.store.facts()
         if facts.get("operation") != self.x.journal.position:
             return Reached()
-        self.store.load(self.x.trainees)
+        arrays, rows = self.store.load(self.x.trainees), len(self.x.feed.ranker_passages)
         self.x.journal.inside = False
         self.x.forwards.counts.clear()
         self.x.forwards.counts.update(facts["forwards"])
         self.pieces = facts["pieces"]
         pieces = Pieces(**facts["pieces"]) if facts["pieces"] else None
-        return Reached(facts["done"], facts["sums"], pieces, self._teachers(facts.get("teachers", [])))
-
-    def _teachers(self, names: Sequence[Name]) -> dict[Name, TeacherScores]:
-        arrays, rows = self.store.arrays() if names else {}, len(self.x.dataset.corpus)
-        return {name: TeacherScores(rows, arrays[f"{name}|keys"], arrays[f"{name}|scores"]) for name in names}
+        known: dict[Name, TeacherScores] = {
+            name: TeacherScores(rows, arrays[f"{name}|keys"], arrays[f"{name}|scores"]) for name in facts["teachers"]
+        }
+        return Reached(facts["done"], facts["sums"], pieces, known)
 
     def ended(self, reached: Reached, *, keep: bool = False) -> None:
         """A checkpoint at the phase's end, when it is time for one or one is needed, and before a stop that was asked

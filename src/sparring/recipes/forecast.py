@@ -66,7 +66,7 @@ def forecast(
     trained = sum(p.nbytes for model in pair for p in model.parameters() if p.requires_grad)
     scored = not pair[1].new_head
     states = sum(weights) * (2 + scored + (rounds if run.checkpoints == "rounds" else 0))
-    checkpoint = sum(weights) + 2 * trained + _taught(dataset, own, run) if run.checkpoints != "none" else 0
+    checkpoint = sum(weights) + 2 * trained + _taught(dataset, recipe, own, run) if run.checkpoints != "none" else 0
     journal = _results(dataset, objects, recipe, splits, rounds, scored) if run.checkpoints != "none" else 0
     passages, queries = (vector_bytes(len(texts), pair[0].dim) for texts in (dataset.corpus, dataset.queries))
     filed = queries if queries > QUERIES_IN_MEMORY else 0
@@ -96,9 +96,9 @@ def tell(found: Forecast, out: Path, cache: Path) -> None:
         logger.info("%s; %s", found, text)
 
 
-def _taught(dataset: Dataset, own: Any, run: Any) -> int:
+def _taught(dataset: Dataset, recipe: str, own: Any, run: Any) -> int:
     """Bytes of teachers' scores in a checkpoint: of every pair that a phase may draw."""
-    if own is None or not hasattr(own, "rounds"):
+    if recipe not in ("ar2", "duet", "frozen-teacher") and not getattr(own, "static", False):
         return 0
     steps = max(getattr(own, name, 0) for name in ("steps", "retriever_steps", "ranker_steps"))
     heads = sum(grade > 0 for judged in dataset.split("train").values() for grade in judged.values())

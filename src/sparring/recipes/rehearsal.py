@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sparring.phases.fit import Step
+from sparring.phases.fit import AHEAD, Step
 from sparring.phases.pools import Pools
 from sparring.recipes.competition import FUSED_START, RECIPES
 from sparring.recipes.experiment import Experiment
@@ -132,8 +132,14 @@ class Rehearsal:
         self.steps.setdefault(kind, step)
         self.note(name, "training", kind, options["steps"])
         pairs = cast(Sketch, pools).drawn(kind.batch * options["steps"], kind.negatives)
-        for teacher in step.teachers:
-            self.note(name, "training", {"ranker": "pair", "retriever": "passage"}[teacher], pairs)
+        if "ranker" in step.teachers:
+            self.note(name, "training", "pair", pairs)
+        if "retriever" in step.teachers:  # each text once in so many pairs
+            together = min(pairs, max(AHEAD, kind.batch * (1 + kind.negatives)))
+            passages = self.sizes.passages * (1 - (1 - 1 / self.sizes.passages) ** together)
+            self.note(name, "training", "passage", pairs / together * passages)
+            queries = min(self.sizes.train, together / (1 + kind.negatives))
+            self.note(name, "training", "query", pairs / together * queries)
         self.note(f"{name}: checkpoint", "saving", "byte", self.sizes.state)
 
     def bm25_pools(self, depth: int) -> Pools:

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
+from sentence_transformers.sentence_transformer import modules as models
 
-from sparring.models import Ranker, load_ranker, load_retriever, parallel
+from sparring.models import Ranker, Retriever, load_ranker, load_retriever, parallel
 from sparring.models.modes import evaluating
 from sparring.models.parallel import over_chunks
 
@@ -196,6 +198,117 @@ def test_training_is_side_by_side(tiny_st, monkeypatch):
     assert all(len(found) == 2 and "MainThread" not in found for found in names.values())
     assert "model.0.model.encoder.layer.0.output.dense.weight" not in gradients
     assert "model.0.model.encoder.layer.0.output.dense.bias" in gradients
+
+
+def equal_in_turn(model, monkeypatch, run):
+    """Gradients of ``run`` with chunks side by side and in turn."""
+    found = []
+    for most in (1, 2):
+        monkeypatch.setattr(parallel, "MOST_TRAINED", most)
+        model.train()
+        model.zero_grad()
+        torch.manual_seed(0)
+        run(model)
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert found[0]
+    largest = max(float(g.abs().max()) for g in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
+
+
+def embedded(model, *kinds):
+    return torch.cat([
+        model(model.batches(model.tokenize(LONG, kind, None), range(len(LONG)), kind, token_budget=64), kind)
+        for kind in kinds
+    ])  # fmt: skip
+
+
+def squares(*kinds):
+    return lambda model: (embedded(model, *kinds)[:, ::2] ** 3).sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_two_towers_one_of_them_at_rest(frozen, tiny_st, monkeypatch):
+    retriever = load_retriever(tiny_st, two_towers=True)
+    for name, parameter in retriever.named_parameters():
+        parameter.requires_grad_(not frozen or "document" not in name)
+    equal_in_turn(retriever, monkeypatch, squares("query", "passage"))
+
+
+def test_a_weight_that_is_used_in_two_ways(tiny_st, tiny_ce, monkeypatch):
+    """By all chunks together and by each chunk: word embeddings in a head, an encoder's weight in a pooler, in bf16."""
+    retriever = load_retriever(tiny_st)
+    table = retriever.get_parameter("model.0.model.embeddings.word_embeddings.weight")
+    head = models.Dense(table.shape[1], table.shape[0])
+    head.linear.weight = table
+    retriever.model.append(head)
+    retriever.dim = table.shape[0]
+    equal_in_turn(retriever, monkeypatch, squares("passage"))
+    ranker = load_ranker(tiny_ce)
+    bert = ranker.get_submodule("model.0.model.bert")
+    bert.pooler.dense.weight = bert.encoder.layer[0].attention.output.dense.weight
+    rows = range(len(LONG))
+
+    def run(model):
+        store = model.tokenize(LONG, None)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(model.batches(store, rows, store, rows, token_budget=64))
+        (found**2).sum().backward()
+
+    with pytest.MonkeyPatch.context() as patch:  # bf16 gradients are added in another order
+        patch.setattr(torch.testing, "assert_close", partial(roughly, torch.testing.assert_close))
+        equal_in_turn(ranker, monkeypatch, run)
+
+
+def roughly(close, got, expected, *, atol, msg, **_):
+    close(got, expected, rtol=0.02, atol=1e4 * atol, msg=msg)
+
+
+def test_a_table_that_is_computed(tiny_st, monkeypatch):
+    class Twice(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    retriever = load_retriever(tiny_st)
+    words = retriever.get_submodule("model.0.model.embeddings.word_embeddings")
+    torch.nn.utils.parametrize.register_parametrization(words, "weight", Twice())
+    equal_in_turn(retriever, monkeypatch, squares("passage"))
+
+
+def test_a_hook_on_a_weight_sees_the_whole_gradient_once(tiny_st, monkeypatch):
+    retriever, told = load_retriever(tiny_st), []
+    weight = retriever.get_parameter("model.0.model.encoder.layer.1.output.dense.weight")
+    weight.register_hook(lambda gradient: told.append(gradient.clone()) or gradient * 0.5)
+    equal_in_turn(retriever, monkeypatch, squares("passage"))
+    assert len(told) == 2
+    torch.testing.assert_close(weight.grad, 0.5 * told[1])
+
+
+def test_a_second_backward_is_refused(tiny_st, monkeypatch):
+    retriever = load_retriever(tiny_st).train()
+    found = embedded(retriever, "passage").sum()
+    found.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="before: their graphs are gone"):
+        found.backward()
+
+
+def test_an_error_in_a_backward_is_raised(tiny_st, monkeypatch):
+    retriever, embed = load_retriever(tiny_st), Retriever.embed
+
+    def broken(self, inputs, kind):
+        found = embed(self, inputs, kind)
+        if len(inputs["input_ids"]) < 5:
+            found.register_hook(refuse)
+        return found
+
+    def refuse(_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(Retriever, "embed", broken)
+    with pytest.raises(MemoryError, match="too large"):
+        squares("passage")(retriever.train())
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_in_training_ends_it(tiny_ce, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,21 @@ def test_scores_are_found_again_and_nothing_else_is() -> None:
             TeacherScores(50, known.keys[1:-1], known.scores[1:-1]).of(np.array([25]), unknown)
 
 
+def test_a_lookup_costs_as_much_as_the_lists_and_not_as_what_is_known() -> None:
+    """Sorting what is known again, 3 million pairs, takes seconds."""
+    known = TeacherScores(10**6, np.arange(0, 6_000_000, 2), np.zeros(3_000_000, np.float32))
+    lists = np.arange(64), np.tile(np.arange(16), (64, 1))
+    start = time.process_time()
+    for _ in range(20):
+        known.missing(lambda _: lists, 0, 1, 1)
+    assert (time.process_time() - start) / 20 < 0.02
+
+
+def test_a_model_that_trains_is_no_teacher() -> None:
+    with pytest.raises(AssertionError, match="no teacher at rest"):
+        Step("both", ("ranker",), STEPS["ar2 mean"]().function, teachers=("ranker",))
+
+
 def test_how_far_ahead_it_looks() -> None:
     def lists(number: int) -> tuple[np.ndarray, np.ndarray]:
         return np.array([number // 2]), np.array([[0, 1 + number]])  # two updates share a pair
@@ -119,6 +135,7 @@ def test_training_is_that_of_scores_made_in_every_update(
     assert found["ahead"][2][f"{teacher}_teacher"] == STEPS_RUN * BATCH * 4
     assert len(told) == len(set(told)), "a pair was scored twice"
     assert set(told) == pairs(0, STEPS_RUN)
+    assert not scorer.teachers, "the next phase's teacher is another one"
 
 
 def test_a_phase_that_goes_on_knows_what_was_scored(
@@ -145,8 +162,7 @@ def test_a_phase_that_goes_on_knows_what_was_scored(
             facts = self.store.facts()
             if not facts:
                 return Reached()
-            self.store.load(self.team)
-            arrays = self.store.arrays()
+            arrays = self.store.load(self.team)
             known = TeacherScores(len(PASSAGES), arrays["ranker|keys"], arrays["ranker|scores"])
             return Reached(facts["done"], facts["sums"], None, {"ranker": known})
 
