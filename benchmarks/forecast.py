@@ -104,8 +104,6 @@ RECIPES = (
     Recipe("rocketqav2_msmarco", MARCO, ranker=BASE),
     Recipe("rocketqav2_nq", NQ, ranker=BASE),
 )
-TEACHES = ("retriever", "joint")
-"""Steps that score their lists with both models, whoever is trained."""
 
 
 def settings(config: str) -> tuple[str, dict[str, Any]]:
@@ -124,16 +122,16 @@ def work_of(recipe: Recipe) -> list[Work]:
 
 
 def update(recipe: Recipe, kind: UpdateKind, cached: bool) -> float:
-    """FLOP of one update."""
+    """FLOP of one update, without what teachers score for it."""
     lists, trained = kind.batch, 4 if cached else 3
     passages = lists * (1 + kind.negatives)
     total = 0.0
-    if "retriever" in kind.trains or kind.step in TEACHES:
+    if "retriever" in kind.trains:
         one = lists * recipe.retriever.forward(recipe.query_length)
         one += passages * recipe.retriever.forward(recipe.passage_length)
-        total += one * (trained if "retriever" in kind.trains else 1)
-    if "ranker" in kind.trains or kind.step in TEACHES:
-        total += passages * recipe.ranker.forward(recipe.pair_length) * (trained if "ranker" in kind.trains else 1)
+        total += one * trained
+    if "ranker" in kind.trains:
+        total += passages * recipe.ranker.forward(recipe.pair_length) * trained
     return total
 
 
@@ -168,6 +166,9 @@ def forecast(recipe: Recipe) -> Forecast:
     for work in work_of(recipe):
         if isinstance(work.unit, UpdateKind):
             sums["training"] += work.amount * update(recipe, work.unit, cached)
+        elif work.category == "training":  # what a teacher scores; shared by the processes as updates are
+            assert work.unit == "pair"
+            sums["training"] += work.amount * recipe.ranker.forward(recipe.pair_length)
         elif work.unit in ("passage", "query"):
             length = recipe.passage_length if work.unit == "passage" else recipe.query_length
             sums["encoding"] += work.amount * recipe.retriever.forward(length)

@@ -74,8 +74,8 @@ def stopped(start: dict[str, Any], quick: None, tmp_path_factory: pytest.TempPat
     """A run that stopped in its second round's ranker phase."""
     out, real = tmp_path_factory.mktemp("stopped") / "run", Progressed.ended
 
-    def cut(self: Progressed, done: int, sums: Any, *pieces: Any, **options: Any) -> None:
-        real(self, done, sums, *pieces, **options)
+    def cut(self: Progressed, *reached: Any, **options: Any) -> None:
+        real(self, *reached, **options)
         if self.x.run.metrics.records[-1]["phase"] == "2-ranker":
             raise Cut
 

@@ -119,10 +119,10 @@ def test_flop_of_a_text() -> None:
 
 
 def test_flop_of_an_update() -> None:
-    """2 lists of 1 + 1: 2 queries x 104 and 4 passages x 360, four forwards each; the ranker at rest scores 4 pairs."""
+    """2 lists of 1 + 1: 2 queries x 104 and 4 passages x 360, four forwards each."""
     one_query = 1 * (2 * 48 + 4 * 1 * 2)
     lists = 2 * one_query + 4 * 360
-    assert forecast.update(toy(), UpdateKind("retriever", ("retriever",), 2, 1, 1), True) == 4 * lists + 4 * 3584
+    assert forecast.update(toy(), UpdateKind("retriever", ("retriever",), 2, 1, 1), True) == 4 * lists
     assert forecast.update(toy(), UpdateKind("retriever in-batch", ("retriever",), 2, 1, 1), False) == 3 * lists
     assert forecast.update(toy(), UpdateKind("ranker listwise", ("ranker",), 2, 1, 1), False) == 3 * 4 * 3584
     joint = forecast.update(toy(), UpdateKind("joint", ("retriever", "ranker"), 2, 1, 1), True)
@@ -132,13 +132,13 @@ def test_flop_of_an_update() -> None:
 def test_flop_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = UpdateKind("ranker listwise", ("ranker",), 2, 1, 1)
     work = [
-        Work("fit", "training", kind, 5), Work("encode", "refresh", "passage", 100),
+        Work("fit", "training", kind, 5), Work("fit", "training", "pair", 3), Work("encode", "refresh", "passage", 100),
         Work("encode", "refresh", "query", 10), Work("mine", "refresh", "score", 600),
         Work("evaluate", "evaluation", "pair", 7), Work("x", "saving", "byte", 9),
     ]  # fmt: skip
     monkeypatch.setattr(forecast, "work_of", lambda _: work)
     found = forecast.forecast(toy())
-    expected = forecast.Forecast(5 * 4 * 4 * 3584, 100 * 360 + 10 * 104, 7 * 3584, 600 * 4, refreshes=1)
+    expected = forecast.Forecast(5 * 4 * 4 * 3584 + 3 * 3584, 100 * 360 + 10 * 104, 7 * 3584, 600 * 4, refreshes=1)
     assert found == expected
 
 

@@ -775,7 +775,8 @@ class Progressed:
         self.pieces = facts["pieces"]
         pieces = Pieces(**facts["pieces"]) if facts["pieces"] else None
         known: dict[Name, TeacherScores] = {
-            name: TeacherScores(rows, arrays[f"{name}|keys"], arrays[f"{name}|scores"]) for name in facts["teachers"]
+            name: TeacherScores(rows, arrays[f"{name}|keys"], arrays[f"{name}|scores"])
+            for name in facts.get("teachers", [])
         }
         return Reached(facts["done"], facts["sums"], pieces, known)
 
