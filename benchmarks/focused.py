@@ -118,6 +118,14 @@ def report(options: argparse.Namespace) -> str:
                 missed = f"{r['train_missed']:.4f} (<= {r['train_missed_upper']:.4f})" if "train_missed" in r else ""
                 overlap = [f"{r[key]:.4f}" if key in r else "" for key in ("top_overlap", "pool_overlap", "dev_hidden")]
                 rows.append([facts["seed"], arm, r["name"], share, f"{r['seconds']:.1f}", missed, *overlap])
+    mixes = [r for one in found for r in one["focused"]["refreshes"] if "train_missed" in r]
+    kinds = {
+        "encoded, share": [r["encoded"] / found[0]["passages"] for r in mixes],
+        "missed, estimate": [r["train_missed"] for r in mixes],
+        "its upper end": [r["train_missed_upper"] for r in mixes],
+        "missing, top": [1 - r["top_overlap"] for r in mixes], "missing, pool": [1 - r["pool_overlap"] for r in mixes],
+    }  # fmt: skip
+    middle = [[name, *(f"{f(v):.3f}" for f in (np.median, min, max))] for name, v in kinds.items() if v]
     head = ["seed", "arm", "refresh", "encoded", "s", "missed, estimate", "overlap, top", "overlap, pool", "dev top 10"]
     values = [np.load(file.with_suffix(".npz")) for file in files]
     ends = []
@@ -131,6 +139,7 @@ def report(options: argparse.Namespace) -> str:
         f"{options.recipe}, {facts['passages']:,} passages, {facts['train_queries']:,} training queries, "
         f"{len(values[0][f'all|{CASCADE}'])} test queries, {len(found)} seed(s); {facts['hardware']}",
         table(rows, head, markdown=True),
+        table(middle, [f"{len(mixes)} focused refreshes", "median", "lowest", "highest"], markdown=True),
         table(ends, ["test", "all", "focused", "difference", "p"], markdown=True),
     ])  # fmt: skip
 

@@ -196,8 +196,7 @@ def sum_over_processes(values: Mapping[str, float], device: torch.device) -> dic
     if processes() == 1:
         return dict(values)
     kind = torch.float32 if device.type == "mps" else torch.float64
-    sums = torch.tensor(list(values.values()), dtype=kind, device=device)
-    dist.all_reduce(sums)
+    sums = sum_tensor(torch.tensor(list(values.values()), dtype=kind, device=device))
     return dict(zip(values, sums.tolist(), strict=True))
 
 

@@ -59,30 +59,31 @@ def joined(
     if training is None or not is_lean(model):
         return torch.cat(list(over_chunks(model, compute, chunks)))
     seeds = torch.randint(2**63 - 1, (len(chunks),)).tolist()
+
+    def one(number: int) -> Tensor:
+        with masks_of(seeds[number]):
+            return compute(chunks[number])
+
     abreast = _abreast(model, len(chunks), MOST_TRAINED) if _may_cut(model) else 1
     if abreast < 2:
-        found = []
-        for chunk, seed in zip(chunks, seeds, strict=True):
-            with masks_of(seed):
-                found.append(compute(chunk))
-        return torch.cat(found)
+        return torch.cat([one(number) for number in range(len(chunks))])
     failed = threading.Event()
 
-    def computed(first: int) -> list[Tensor]:
+    def share(first: int) -> list[Tensor]:
         found = []
         for number in range(first, len(chunks), abreast):
             if failed.is_set():  # elsewhere: no more memory is asked for
                 break
             try:
-                with training, masks_of(seeds[number]):
-                    found.append(compute(chunks[number]))
+                with training:
+                    found.append(one(number))
             except BaseException:
                 failed.set()
                 raise
         return found
 
     with cut(model) as made, training.cut():
-        shares = list(_side_by_side(computed, range(abreast), abreast))
+        shares = list(_side_by_side(share, range(abreast), abreast))
     outputs = [shares[number % abreast][number // abreast] for number in range(len(chunks))]
     if not all(output.requires_grad for output in outputs):
         return torch.cat(outputs)

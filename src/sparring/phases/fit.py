@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -403,15 +404,16 @@ def fit(
     if so_far.pieces is not None:
         pieces = pieces.at_most(so_far.pieces)
     scorer.rest(step.teachers, so_far.teachers)
+    drawn = lru_cache(maxsize=64)(lambda number: draw(number, batch))  # teachers look ahead, and more than once
     with progress(label or step.name, steps, "steps") as bar:
         bar.update(so_far.done)
         for number in range(so_far.done, steps):
-            lists, start, counted = draw(number, batch), _start(seed, number), Counter(scorer.forwards.counts)
+            lists, start, counted = drawn(number), _start(seed, number), Counter(scorer.forwards.counts)
             while True:
                 start()
                 scorer.work_in(pieces)
                 try:
-                    scorer.look_ahead(lambda later: draw(later, batch), number, steps)
+                    scorer.look_ahead(drawn, number, steps)
                     logged = _update(team, scorer, step, _micro_batches(*lists, pieces.accumulate), names)
                     break
                 except NotFinite as error:
