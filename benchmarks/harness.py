@@ -37,6 +37,10 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.2f} ({min(self.values):.2f} .. {max(self.values):.2f})"
 
+    def percent(self) -> str:
+        """The same of a share."""
+        return f"{self.median:.0%} ({min(self.values):.0%} .. {max(self.values):.0%})"
+
     def to_dict(self) -> dict[str, float]:
         low, high = min(self.values), max(self.values)
         return {"median": self.median, "min": low, "max": high, "repetitions": len(self.values)}

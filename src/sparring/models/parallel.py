@@ -41,7 +41,7 @@ def over_chunks(model: nn.Module, compute: Callable[[Chunk], Result], chunks: Se
     if abreast < 2:
         yield from map(compute, chunks)
         return
-    yield from _side_by_side(compute, chunks, abreast)
+    yield from side_by_side(compute, chunks, abreast)
 
 
 def joined(
@@ -83,7 +83,7 @@ def joined(
         return found
 
     with cut(model) as made, training.cut():
-        shares = list(_side_by_side(share, range(abreast), abreast))
+        shares = list(side_by_side(share, range(abreast), abreast))
     outputs = [shares[number % abreast][number // abreast] for number in range(len(chunks))]
     if not all(output.requires_grad for output in outputs):
         return torch.cat(outputs)
@@ -129,7 +129,7 @@ class _Joined(torch.autograd.Function):
             own = slice(first, None, graphs.abreast)
             return list(torch.autograd.grad(outputs[own], graphs.inputs, parts[own], allow_unused=True))
 
-        total, *others = _side_by_side(carried, range(graphs.abreast), graphs.abreast)
+        total, *others = side_by_side(carried, range(graphs.abreast), graphs.abreast)
         for other in others:
             for place, gradient in enumerate(other):
                 before, other[place] = total[place], None  # a gradient's memory goes as it is added
@@ -137,8 +137,8 @@ class _Joined(torch.autograd.Function):
         return None, *total
 
 
-def _side_by_side(compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int) -> Iterator[Result]:
-    """``map(compute, chunks)``, so many at a time."""
+def side_by_side(compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int) -> Iterator[Result]:
+    """``map(compute, chunks)``, so many at a time, each with its part of the threads; modes of torch go with them."""
     on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     gradients = torch.is_grad_enabled()
 

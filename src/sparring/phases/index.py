@@ -21,6 +21,7 @@ import numpy as np
 
 from sparring.log import progress as progress_bar
 from sparring.machine import give_back
+from sparring.phases import sieve
 from sparring.phases.vectors import BLOCK, Embeddings, blocks, finite
 from sparring.stores.card import Card
 from sparring.stores.milvus import Collection, Milvus
@@ -91,18 +92,24 @@ class _Flat:
     larger than memory.
     """
 
-    def __init__(self, vectors: np.ndarray, owner: Any = None) -> None:
+    def __init__(self, vectors: np.ndarray, owner: Any = None, of: int = 0) -> None:
         self.vectors, self.owner = vectors, owner  # owner: keeps the memory alive where the array does not
         self.ntotal, self.d = vectors.shape
-        self.most, self.at_once = self.ntotal, BLOCK
+        self.most, self.at_once, self.of = self.ntotal, BLOCK, max(of, self.ntotal)
 
     def search(self, queries: np.ndarray, k: int) -> Lists:
         """As `_Handle.search`."""
-        faiss, scores, rows = _faiss(), None, None
+        scores, rows = None, None
+        sift = sieve.pays(len(queries), self.of, self.d)
         for start in range(0, self.ntotal, SCANNED):
             block = self.block(start, SCANNED)
-            found, at = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-            at += start
+            best = min(k, len(block))
+            if sift:
+                floor = np.full(len(queries), -np.inf, np.float32) if scores is None else scores.min(axis=1)
+                found, at = _sifted(queries, block, best, floor)
+            else:
+                found, at = _multiplied(queries, block, best)
+            at[at >= 0] += start
             if scores is None or rows is None:
                 scores, rows = found, at
                 continue
@@ -132,6 +139,34 @@ class _Flat:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def _multiplied(queries: np.ndarray, passages: np.ndarray, k: int) -> Lists:
+    """The best k of faiss's matrix products."""
+    faiss = _faiss()
+    return cast(Lists, faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT))
+
+
+def _sifted(queries: np.ndarray, passages: np.ndarray, k: int, floor: np.ndarray) -> Lists:
+    """The best k of what the sieve lets pass, or of all where that is too much. Each score is that of its pair alone,
+    whichever way the pair was found. Lists may be without what is below ``floor`` [Q]: they end with row -1."""
+    among, open_ = sieve.candidates(queries, passages, k, floor)
+    scores, rows = _scored(queries, passages, among, k)
+    if len(open_):
+        some = queries[open_]
+        scores[open_], rows[open_] = _scored(some, passages, _multiplied(some, passages, k)[1], k)
+    return scores, rows
+
+
+def _scored(queries: np.ndarray, passages: np.ndarray, among: np.ndarray, k: int) -> Lists:
+    """The best k of each query's passages [Q, M], which end with row -1; so do the lists [Q, k], with score -inf."""
+    faiss, (count, width) = _faiss(), among.shape
+    scores, rows = np.empty((count, k), dtype=np.float32), np.empty((count, k), dtype=np.int64)
+    given = [np.ascontiguousarray(part) for part in (queries, passages, among)]  # what follows takes addresses
+    x, y, subset, vals, ids = (faiss.swig_ptr(part) for part in (*given, scores, rows))
+    faiss.knn_inner_products_by_idx(x, y, subset, passages.shape[1], count, len(passages), width, k, vals, ids, width)
+    scores[rows < 0] = -np.inf
+    return scores, rows
 
 
 class _Approximate:
@@ -327,7 +362,7 @@ def _best_first(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def build_index(
-    embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0, first: int = 0
+    embeddings: np.ndarray, *, kind: Kind = "exact", nprobe: int = 64, seed: int = 0, first: int = 0, of: int = 0
 ) -> Index:
     """Index passage embeddings [N, d] (an array or a memory map; row i is passage row i) for inner product.
 
@@ -339,6 +374,8 @@ def build_index(
             approximate kinds keep full float32 vectors.
         seed: draws the passages on which the "ivf" clusters are trained.
         first: row of the first embedding in a larger array, for messages.
+        of: rows of that array, where they are more: how to search goes by them, so that a pair's score is the same in
+            every part.
 
     Raises:
         InputError: no passages, an unknown kind, or embeddings with NaN or infinity.
@@ -346,7 +383,7 @@ def build_index(
     _require_passages(embeddings)
     if kind not in ("exact", "hnsw", "ivf"):
         raise InputError("unknown index kind", where="index kind", expected="exact, hnsw or ivf", got=str(kind))
-    flat = _Flat(embeddings)
+    flat = _Flat(embeddings, of=of)
     if kind == "exact":
         _require_finite(flat, first)
         return Index(flat, kind)

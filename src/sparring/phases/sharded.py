@@ -196,7 +196,7 @@ class SpanSearcher:
         if path is not None:
             results = _results(path)
         else:
-            index = build_index(self.passages[start:stop], first=start)
+            index = build_index(self.passages[start:stop], first=start, of=len(self.passages))
             scores, rows = index.search(self.queries, self.job.k, progress="")
             self.best = -np.sort(-np.concatenate([self.best, scores], axis=1), axis=1)[:, : self.job.k]
             open_ = scores >= self.best[:, -1:]

@@ -205,7 +205,7 @@ def small(b: Bench, passages: int, dev: int, depth: int) -> None:
         build_index(vectors[:100]).search(asked[:10], 1)
     kind = cast(Kind, b.config.index if b.config.index in ("hnsw", "ivf") else "exact")
     with b.measured("index row", count):
-        index = build_index(vectors, kind=kind)
+        index = build_index(vectors, kind=kind, of=passages)
     k = min(depth, count)
     index.search(asked, k)
     with b.measured("score", len(asked) * count):

@@ -18,8 +18,8 @@ from sparring.phases.index import HNSW_LINKS, SCANNED, choose_kind
 from sparring.phases.sharded import CELLS, OFFSET, RESULT, WAITING, jobs, span_of
 from sparring.phases.vectors import BLOCK
 
-FLOAT = 4
-"""Bytes of a component of an embedding."""
+FLOAT, HALF = 4, 2
+"""Bytes of a component of an embedding, and of one in bf16."""
 ROW, STORED = 24, 12
 """Bytes of a text in a table beside its id, title and text, and in a token store beside its tokens."""
 ENTRY = 16
@@ -313,8 +313,9 @@ def _left(spans: int) -> float:
 
 
 def _searching(r: Rates, passages: int, queries: int, k: int, lists: int) -> float:
-    """Bytes of memory for exact search: two blocks of passages, the queries, and so many lists of all of them."""
-    return 2 * min(SCANNED, passages) * r.dim * FLOAT + queries * (r.dim * FLOAT + lists * k * RESULT)
+    """Bytes of memory for exact search: two blocks of passages and one in bf16, the queries, and so many lists of all
+    of them."""
+    return min(SCANNED, passages) * r.dim * (2 * FLOAT + HALF) + queries * (r.dim * FLOAT + lists * k * RESULT)
 
 
 def text(scales: Sequence[Scale], rates: Rates) -> str:
