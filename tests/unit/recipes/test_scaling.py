@@ -150,7 +150,8 @@ def test_a_machine_has_a_ray_worker_for_each_thread_or_gpu() -> None:
     assert two.compute == pytest.approx(2 * encoding + finite + 2 * searching), "the rates are two threads'"
     assert two.alone == pytest.approx(one.alone), "sixteen lists either way"
     assert one.network - two.network == pytest.approx(8 * 13_107_200 / 1e9), "a machine reads the queries once"
-    assert two.exact - one.exact == 131072 * (2 * 400 + 200) + 13_107_200 + 32768 * (4 * 2400 + 2 * 8), "one process merges"
+    worker = 131072 * (2 * 400 + 200) + 13_107_200 + 32768 * (4 * 2400 + 2 * 8)
+    assert two.exact - one.exact == worker, "one process merges"
     gpu = scaled(replace(RATES, threads=4, gpus=1), BLOCKS, 16)
     assert gpu.compute == pytest.approx(encoding + finite + 4 / 3 * searching), "three threads: one stays for reads"
     many = scaled(replace(RATES, threads=4, gpus=8), BLOCKS, 2)
