@@ -160,7 +160,7 @@ def mining(m: Material) -> list[Row]:
             torch.topk(left[start : start + 128] @ right.T, k)
 
     def by_faiss() -> None:
-        with mock.patch.object(sieve, "pays", return_value=False):
+        with mock.patch.object(sieve, "suits", return_value=False):
             build_index(passages).search(queries, k)
 
     faiss = baselines.InstalledFaiss(passages, queries)
@@ -172,7 +172,7 @@ def mining(m: Material) -> list[Row]:
         "sentence-transformers": lambda: semantic_search(left, right, top_k=k),
         "peak": partial(roofline.run, flops),
     }
-    sifted = sieve.pays(len(queries), len(passages), o.dim)
+    sifted = sieve.pays(len(queries), len(passages), o.dim, k)
     if sifted:
         arms["peak in bf16"] = partial(Roofline(torch.bfloat16).run, flops)
     try:

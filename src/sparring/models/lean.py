@@ -31,6 +31,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
 from sparring.distributed import cpu_bf16_units, cpu_is_amd_avx512
+from sparring.models import packed
 from sparring.models.cpu import alias_of, dropped, keep_mask
 
 STEP = 64
@@ -97,23 +98,31 @@ class Layer:
 
 @contextmanager
 def lean_encoders(model: nn.Module, *, fuse: bool = True) -> Iterator[int]:
-    """Replace the forward of every plain encoder in ``model`` that is on a CPU; it comes back afterwards.
+    """Replace the forward of every plain encoder in ``model``, on a CPU by the one of this file and on a GPU by a
+    packed one (`packed`); it comes back afterwards.
 
-    The precision is autocast's where that is on, else the weights'. Gradients reach the weights as usual. Without
-    gradients, weights are those of this moment until the mode ends.
+    The precision is autocast's where that is on, else the weights'. Gradients reach the weights as usual. On a CPU,
+    without gradients, weights are those of this moment until the mode ends.
 
     Args:
         fuse: use oneDNN's products where they pay. To lay weights out takes as long as some hundred tokens.
 
     Yields: how many encoders were replaced.
     """
-    found = [module for module in model.modules() if is_plain(module)]
+    found: list[Any] = [module for module in model.modules() if type(module) in ENCODERS and not _obstacle(module)]
+    replaced = []
     for encoder in found:
-        encoder.forward = partial(_forward, _layers(encoder, fuse))
+        if _device(encoder) == "cpu":
+            encoder.forward = partial(_forward, _layers(encoder, fuse))
+        elif packed.obstacle(encoder, _dtype(encoder)):
+            continue
+        else:
+            encoder.forward = packed.packed_forward(encoder)
+        replaced.append(encoder)
     try:
-        yield len(found)
+        yield len(replaced)
     finally:
-        for encoder in found:
+        for encoder in replaced:
             del encoder.forward
 
 
@@ -156,7 +165,7 @@ def cut(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether this is an encoder whose layers do here what they do in their library, on a CPU."""
-    return type(module) in ENCODERS and not _obstacle(module)
+    return type(module) in ENCODERS and not _obstacle(module) and _device(module) == "cpu"
 
 
 def forward_of(model: nn.Module) -> str:
@@ -166,10 +175,23 @@ def forward_of(model: nn.Module) -> str:
         configured = [type(module).__name__ for module in model.modules() if hasattr(module, "config")]
         names = ", ".join(kind.__name__ for kind in ENCODERS)
         return f"the library's forward ({configured[-1] if configured else 'this model'} is none of {names})"
-    reasons = {_obstacle(module) for module in found} - {""}
+    on_gpu = any(_device(module) == "cuda" for module in found)
+    reasons = {_obstacle(m) or (packed.obstacle(m, torch.bfloat16) if on_gpu else "") for m in found} - {""}
     if reasons:
         return f"the library's forward ({'; '.join(sorted(reasons))})"
+    if on_gpu:
+        return f"packed forward in bf16, without padding ({type(found[0]).__name__} on a GPU); else the library's"
     return f"lean forward, without padding and casts ({type(found[0]).__name__} on a CPU)"
+
+
+def _device(module: nn.Module) -> str:
+    return next(module.parameters()).device.type
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """The compute precision: autocast's where that is on, else the weights'."""
+    device = _device(module)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(module.parameters()).dtype
 
 
 def _obstacle(module: nn.Module) -> str:
@@ -179,7 +201,7 @@ def _obstacle(module: nn.Module) -> str:
     devices = {p.device.type for p in module.parameters()}
     found = {
         "its forward was replaced before": "forward" in vars(module),
-        f"it is on {', '.join(sorted(devices))}": devices != {"cpu"},
+        f"it is on {', '.join(sorted(devices))}": devices not in ({"cpu"}, {"cuda"}),
         "it is a decoder or has cross-attention": config.is_decoder or config.add_cross_attention,
         "its feed-forward is chunked": bool(config.chunk_size_feed_forward),
         "all hidden states or attentions are asked for": getattr(config, "output_hidden_states", False)
@@ -196,8 +218,7 @@ def _obstacle(module: nn.Module) -> str:
 
 def _layers(encoder: Any, fuse: bool) -> list[Layer]:
     """The encoder's layers; ``fuse``: at rest and without gradients in the form that oneDNN multiplies fastest."""
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else next(encoder.parameters()).dtype
+    dtype = _dtype(encoder)
     fused = fuse and not torch.is_grad_enabled() and not encoder.training and _pays(dtype)
     with torch.autocast("cpu", enabled=False):
         layers = []

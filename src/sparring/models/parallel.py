@@ -8,7 +8,7 @@ the same every time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -137,7 +137,9 @@ class _Joined(torch.autograd.Function):
         return None, *total
 
 
-def side_by_side(compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int) -> Iterator[Result]:
+def side_by_side(
+    compute: Callable[[Chunk], Result], chunks: Sequence[Chunk], abreast: int
+) -> Generator[Result, None, None]:
     """``map(compute, chunks)``, so many at a time, each with its part of the threads; modes of torch go with them."""
     on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     gradients = torch.is_grad_enabled()

@@ -16,6 +16,7 @@ from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_cross_encoder, resolve
+from sparring.models.packed import rows_of
 from sparring.models.parallel import joined
 from sparring.models.retriever import require_store
 from sparring.models.tokens import TextSource, TokenStore, tokenize
@@ -94,7 +95,8 @@ class Ranker(nn.Module):
         device = self.device
         features: dict[str, Any] = {name: values.to(device, non_blocking=True) for name, values in inputs.items()}
         features.update(self.input.extras)
-        scores: Tensor = self.model(features)["scores"]
+        with rows_of(inputs["attention_mask"], device):
+            scores: Tensor = self.model(features)["scores"]
         return scores.float().reshape(len(inputs["input_ids"]))
 
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from sparring.models.cpu import training_on_cpu
 from sparring.models.inputs import TextInput, set_max_length, text_input
 from sparring.models.lean import lean_encoders
 from sparring.models.loading import load_sentence_transformer, resolve
+from sparring.models.packed import rows_of
 from sparring.models.parallel import joined, over_chunks
 from sparring.models.tokens import TextSource, TokenStore, tokenize
 from sparring.models.weights import freeze_poolers, in_float32, keep_layers, model_fingerprint
@@ -90,7 +91,8 @@ class Retriever(nn.Module):
         device = self.device
         features: dict[str, Any] = {name: values.to(device, non_blocking=True) for name, values in inputs.items()}
         features.update(self.inputs[kind].extras)
-        vectors = self.model(features, task=TASKS[kind])["sentence_embedding"][:, : self.dim]
+        with rows_of(inputs["attention_mask"], device):
+            vectors = self.model(features, task=TASKS[kind])["sentence_embedding"][:, : self.dim]
         with torch.autocast(device_type=device.type, enabled=False):
             vectors = vectors.float()
             return functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from sparring.files import beside, glob_escape, read_sealed, sha256, write_seale
 from sparring.log import progress as progress_bar
 from sparring.machine import give_back
 from sparring.models import Retriever, TokenStore
+from sparring.models.batching import Batches
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.retriever import Kind
+from sparring.phases.overlap import ahead, behind
 from sparring.phases.parts import save_part, whole_parts
 from sparring.phases.vectors import write_npy
 from sparring.types import InputError
@@ -101,8 +104,8 @@ def encode(
     with progress_bar(progress or f"encoding {kind}s", total=len(store)) as bar, evaluating(retriever, dtype):
         if out is None:
             vectors = np.empty((len(store), retriever.dim), np.float32)
-            for start in starts:
-                vectors[start : start + shard] = embed_shard(retriever, store, kind, start, shard, budget, bar)
+            for start, found in _shards(retriever, store, kind, starts, shard, budget, bar):
+                vectors[start : start + shard] = found
             return vectors
         manifest = _manifest(retriever, store, kind, dtype, shard)
         _read_note(_note(out))  # another program's file of this name is not overwritten
@@ -120,8 +123,13 @@ def encode(
                     paths[start] = path
                     bar.update(min(shard, len(store) - start))
             else:
-                for start in todo:
-                    paths[start] = _save(parts, start, embed_shard(retriever, store, kind, start, shard, budget, bar))
+
+                def save(start: int, found: np.ndarray) -> None:
+                    paths[start] = _save(parts, start, found)
+
+                with behind() as later:
+                    for start, found in _shards(retriever, store, kind, todo, shard, budget, bar):
+                        later(partial(save, start, found))
             assemble(out, manifest, [paths[start] for start in starts])
         fingerprint = "[0-9a-f]" * 16  # of other weights or texts, or a process was killed when all was joined
         for stale in out.parent.glob(f".{glob_escape(out.name)}.{fingerprint}.parts"):
@@ -129,17 +137,47 @@ def encode(
     return np.load(out, mmap_mode="r" if len(store) else None, allow_pickle=False)  # type: ignore[no-any-return]
 
 
+def _shards(
+    retriever: Retriever,
+    store: TokenStore,
+    kind: Kind,
+    starts: Sequence[int],
+    size: int,
+    budget: Budget,
+    bar: Any,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and embeddings of each shard, float32 [rows, d]; the next one's inputs are made meanwhile."""
+    with ahead(partial(_inputs, retriever, store, kind, size), starts, budget) as ready:
+        for start, inputs in zip(starts, ready, strict=True):
+            yield start, _embedded(retriever, kind, start, budget, inputs, bar)
+            give_back(store.ids)
+
+
+def _inputs(retriever: Retriever, store: TokenStore, kind: Kind, size: int, start: int, tokens: int) -> Batches:
+    rows = np.arange(start, min(start + size, len(store)))
+    return retriever.batches(store, rows, kind, token_budget=tokens)
+
+
 def embed_shard(
-    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget, bar: Any = None
+    retriever: Retriever, store: TokenStore, kind: Kind, start: int, size: int, budget: Budget
 ) -> np.ndarray:
     """Embeddings of the rows ``start .. start + size``, float32 [rows, d], in row order."""
-    rows = np.arange(start, min(start + size, len(store)))
+    inputs = partial(_inputs, retriever, store, kind, size, start)
+    found = _embedded(retriever, kind, start, budget, inputs)
+    give_back(store.ids)
+    return found
+
+
+def _embedded(
+    retriever: Retriever, kind: Kind, start: int, budget: Budget, inputs: Callable[[int], Batches], bar: Any = None
+) -> np.ndarray:
+    """Embeddings of a shard whose first row is ``start``, by inputs for a budget of tokens."""
     before = bar.n if bar is not None else 0
 
     def embedded(tokens: int) -> np.ndarray:
         if bar is not None:
             bar.update(before - bar.n)  # back, where an attempt failed
-        batches = retriever.batches(store, rows, kind, token_budget=tokens)
+        batches = inputs(tokens)
         vectors = []
         for found in retriever.embeddings(batches, kind):
             vectors.append(found)
@@ -155,7 +193,6 @@ def embed_shard(
             "an embedding contains NaN or infinity", where=f"{kind} row {start + int(bad[0])}",
             got=f"{len(bad)} of {len(found)} rows", fix="try fp32; if all rows are so, the model's weights are broken",
         )  # fmt: skip
-    give_back(store.ids)
     return found
 
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -100,7 +101,7 @@ class _Flat:
     def search(self, queries: np.ndarray, k: int) -> Lists:
         """As `_Handle.search`."""
         scores, rows = None, None
-        sift = sieve.pays(len(queries), self.of, self.d)
+        alone, sift = sieve.suits(self.of, self.d), sieve.pays(len(queries), min(self.of, SCANNED), self.d, k)
         for start in range(0, self.ntotal, SCANNED):
             block = self.block(start, SCANNED)
             best = min(k, len(block))
@@ -108,7 +109,7 @@ class _Flat:
                 floor = np.full(len(queries), -np.inf, np.float32) if scores is None else scores.min(axis=1)
                 found, at = _sifted(queries, block, best, floor)
             else:
-                found, at = _multiplied(queries, block, best)
+                found, at = _multiplied(queries, block, best, alone)
             at[at >= 0] += start
             if scores is None or rows is None:
                 scores, rows = found, at
@@ -141,20 +142,25 @@ class _Flat:
         """Nothing to do."""
 
 
-def _multiplied(queries: np.ndarray, passages: np.ndarray, k: int) -> Lists:
-    """The best k of faiss's matrix products."""
+def _multiplied(queries: np.ndarray, passages: np.ndarray, k: int, alone: bool) -> Lists:
+    """The best k of faiss's matrix products; ``alone``: with scores as `_sifted` has them."""
     faiss = _faiss()
-    return cast(Lists, faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT))
+    scores, rows = faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return _scored(queries, passages, rows, k) if alone else (scores, rows)
 
 
 def _sifted(queries: np.ndarray, passages: np.ndarray, k: int, floor: np.ndarray) -> Lists:
     """The best k of what the sieve lets pass, or of all where that is too much. Each score is that of its pair alone,
     whichever way the pair was found. Lists may be without what is below ``floor`` [Q]: they end with row -1."""
-    among, open_ = sieve.candidates(queries, passages, k, floor)
-    scores, rows = _scored(queries, passages, among, k)
+    scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+    left = []
+    with closing(sieve.candidates(queries, passages, k, floor)) as parts:
+        for part, among, open_ in parts:
+            scores[part], rows[part] = _scored(queries[part], passages, among, k)
+            left.append(part.start + open_)
+    open_ = np.concatenate(left)
     if len(open_):
-        some = queries[open_]
-        scores[open_], rows[open_] = _scored(some, passages, _multiplied(some, passages, k)[1], k)
+        scores[open_], rows[open_] = _multiplied(queries[open_], passages, k, alone=True)
     return scores, rows
 
 

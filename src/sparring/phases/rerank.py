@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 
 from sparring.log import progress as progress_bar
 from sparring.models import Ranker, TokenStore
+from sparring.models.batching import Batches
 from sparring.models.memory import Budget
 from sparring.models.modes import evaluating
 from sparring.models.sharding import is_sharded
+from sparring.phases.overlap import ahead
 from sparring.types import InputError
 
 _PAIRS = 8192  # pairs padded and held at a time
@@ -52,30 +55,26 @@ def score_pairs(
     order = np.argsort(-lengths, kind="stable")  # longest first: too little memory shows at once
     scores = np.empty(len(keys), dtype=np.float32)
     budget = Budget(token_budget, f"scoring pairs ({progress})", halves=not is_sharded(ranker))
-    with evaluating(ranker, dtype), progress_bar(progress, total=len(keys), unit="pairs") as bar:
-        for start in range(0, len(order), _PAIRS):
-            part = order[start : start + _PAIRS]
-            logits = partial(_logits, ranker, query_store, passage_store, pairs[0][part], pairs[1][part])
-            scores[part] = budget.run(logits)
-            bar.update(len(part))
+    parts = [order[start : start + _PAIRS] for start in range(0, len(order), _PAIRS)]
+
+    def made(part: np.ndarray, tokens: int) -> Batches:
+        rows = pairs[0][part], pairs[1][part]
+        return ranker.batches(query_store, rows[0], passage_store, rows[1], token_budget=tokens)
+
+    def logits(inputs: Callable[[int], Batches], tokens: int) -> np.ndarray:
+        found: np.ndarray = ranker(inputs(tokens)).float().cpu().numpy()
+        return found
+
+    bar = progress_bar(progress, total=len(keys), unit="pairs")
+    with evaluating(ranker, dtype), bar as seen, ahead(made, parts, budget) as ready:
+        for part, inputs in zip(parts, ready, strict=True):
+            scores[part] = budget.run(partial(logits, inputs))
+            seen.update(len(part))
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         where = f"query row {pairs[0][bad[0]]}, passage row {pairs[1][bad[0]]}"
         raise InputError("the ranker's score is not finite", where=where, got=str(scores[bad[0]]), fix="try fp32")
     return scores[inverse]
-
-
-def _logits(
-    ranker: Ranker,
-    queries: TokenStore,
-    passages: TokenStore,
-    query_rows: np.ndarray,
-    passage_rows: np.ndarray,
-    tokens: int,
-) -> np.ndarray:
-    batches = ranker.batches(queries, query_rows, passages, passage_rows, token_budget=tokens)
-    logits: np.ndarray = ranker(batches).float().cpu().numpy()
-    return logits
 
 
 def rerank(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

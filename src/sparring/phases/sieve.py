@@ -8,13 +8,15 @@ all scores of a query, so no order changes):
 
     |q~ c~ - (q p - q m)| <= |q - q~| |c| + |q~| |c - c~| + rounding of sums of d terms
 
-The norms on the right are measured, not assumed. The mean is taken off because the embeddings of many models share a
-large part, which would be most of the error and none of the differences.
+The norms on the right are measured, not assumed. Sums of d terms are rounded by at most (d + 3) 2^-24 of |q| |p|, in
+any order; four times that is allowed. The mean is taken off because the embeddings of many models share a large part,
+which would be most of the error and none of the differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,26 +26,34 @@ from torch import Tensor
 from sparring.models.lean import has_fused_products
 from sparring.models.parallel import side_by_side
 
-QUERIES, PASSAGES, DIM = 512, 1 << 15, 64
+QUERIES, PASSAGES, DIM = 512, 1 << 15, 128
 """The least of each with which `pays` says yes."""
+RESULTS = 256
+"""Passages for each result that are needed: with fewer, too many of them come into question."""
 NONE = -1
 """Fills up rows of candidates."""
 
 _QUERIES, _PASSAGES = 512, 8192  # of one product: its scores are 8 MB
 _GROUP = 16  # scores of which only the greatest is compared, until it is too great
 _SAMPLE = 4  # products whose scores say what the k-th best of all may be
-_LEAST = 2 * _GROUP  # passages for each result: with fewer, most of them come into question
 _MOST, _ABREAST = 4096, 16  # candidates of a query; products at a time
-_LARGE, _TINY = 1e15, 2.0**-120  # norms that may overflow; more than a flushed number
+_LARGE = 1e15  # norms whose products may overflow
+_FLUSHED, _UNSEEN = 2.0**-120, 2.0**-62  # more than a product that may count as 0; than a component whose square may
 
 
-def pays(queries: int, passages: int, dim: int) -> bool:
-    """Whether this CPU has units for bf16, and the search is large enough to gain by them."""
-    enough = queries >= QUERIES and passages >= PASSAGES and dim >= DIM
-    return enough and has_fused_products(torch.bfloat16)
+def suits(passages: int, dim: int) -> bool:
+    """Whether this CPU has units for bf16, and such passages may be worth it."""
+    return passages >= PASSAGES and dim >= DIM and has_fused_products(torch.bfloat16)
 
 
-def candidates(queries: np.ndarray, passages: np.ndarray, k: int, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pays(queries: int, passages: int, dim: int, k: int) -> bool:
+    """Whether a search for the best k is large enough to gain by the sieve, on such a CPU."""
+    return queries >= QUERIES and passages >= RESULTS * k and suits(passages, dim)
+
+
+def candidates(
+    queries: np.ndarray, passages: np.ndarray, k: int, floor: np.ndarray
+) -> Generator[tuple[slice, np.ndarray, np.ndarray], None, None]:
     """The passages that can be among the best k of a query and can reach its floor.
 
     Args:
@@ -52,21 +62,26 @@ def candidates(queries: np.ndarray, passages: np.ndarray, k: int, floor: np.ndar
         k: at most N.
         floor: float32 [Q], scores below which a passage is not wanted; -inf wants the best k in any case.
 
-    Returns:
-        (rows, open): rows int64 [Q, M], of each query the passages in no order, then `NONE`; they hold its best k by
-        fp32 inner product, and all that are equal to the k-th, less those below the floor. ``open``, int64: queries
-        for which too many passages come into question, or numbers are too large; their rows mean nothing.
+    Yields:
+        (part, rows, open) for some queries at a time, in order: which of them; int64 [q, M], of each query the
+        passages in no order, then `NONE`; and the numbers, in the part, of those that are left open, because too many
+        passages come into question or numbers are too large: they have no rows. The rows of the others hold their
+        best k by fp32 inner product, and all that are equal to the k-th, less those below the floor.
     """
     size = min(_QUERIES, -(-len(queries) // torch.get_num_threads()))
-    passing = _Passages(passages, k, size)
     parts = [slice(start, start + size) for start in range(0, len(queries), size)]
     abreast = max(n for n in range(1, _ABREAST + 1) if torch.get_num_threads() % n == 0 and n <= len(parts))
-    with torch.no_grad():
-        found = list(side_by_side(lambda part: passing.of(queries[part], floor[part]), parts, abreast))
-    rows = np.full((len(queries), max(rows.shape[1] for rows, _ in found)), NONE, dtype=np.int64)
-    for part, (some, _) in zip(parts, found, strict=True):
-        rows[part, : some.shape[1]] = some
-    return rows, np.concatenate([part.start + open_ for part, (_, open_) in zip(parts, found, strict=True)])
+    passing = _Passages(passages, k, size)
+    with closing(side_by_side(lambda part: passing.of(queries[part], floor[part]), parts, abreast)) as found:
+        for part, (rows, open_) in zip(parts, found, strict=True):
+            yield part, rows, open_
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """No gradients, and fp32 as it is, whatever the caller's modes are."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -86,30 +101,34 @@ class _Tile:
 class _Passages:
     """Passages in bf16, and what bounds the error of their scores. Every tile is a sample of all."""
 
+    @_plain()
     def __init__(self, passages: np.ndarray, k: int, at_once: int) -> None:
         count = len(passages)
         step = -(-count // _PASSAGES)
-        self.mean = torch.from_numpy(passages[:: max(1, count // _PASSAGES)].mean(axis=0))
         self.k, self.dim, self.count, self.at_once = k, passages.shape[1], count, at_once
-        self.norm = self.centred = self.rest = 0.0
-        self.tiles = [self._tile(torch.from_numpy(passages[first::step]), first, step) for first in range(step)]
+        self.centred = self.rest = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large for fp32 is left open
+            self.mean = passages[:: max(1, count // _PASSAGES)].mean(axis=0)
+            self.tiles = [self._tile(passages[first::step], first, step) for first in range(step)]
+        self.norm = self.centred + float(_lengths(torch.from_numpy(self.mean[None]))[0])
 
-    def _tile(self, passages: Tensor, first: int, step: int) -> _Tile:
-        centred = passages - self.mean
+    def _tile(self, passages: np.ndarray, first: int, step: int) -> _Tile:
+        centred = torch.from_numpy(np.subtract(passages, self.mean))
         rounded = centred.bfloat16()
-        self.norm = max(self.norm, _longest(passages))
-        self.centred = max(self.centred, _longest(centred))
-        self.rest = max(self.rest, _longest(centred.sub_(rounded)))
+        self.centred = max(self.centred, float(_lengths(centred).max()))
+        self.rest = max(self.rest, float(_lengths(centred.sub_(rounded)).max()))
         filled = torch.nn.functional.pad(rounded, (0, 0, 0, -len(rounded) % _GROUP))
         return _Tile(first, step, len(passages), torch.ops.mkldnn._reorder_linear_weight(filled, self.at_once))
 
+    @_plain()
     def of(self, queries: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `candidates`, of some queries."""
-        q = torch.from_numpy(queries)
-        if not max(self.norm, self.centred, _longest(q)) < _LARGE or self.count < _LEAST * self.k:
-            return np.empty((len(q), 0), dtype=np.int64), np.arange(len(q))
+        """Rows and open queries, as `candidates` gives them, of one part."""
+        q = torch.from_numpy(np.array(queries))
+        nothing = np.empty((len(q), 0), dtype=np.int64), np.arange(len(q))
+        if self.count < RESULTS * self.k or not max(self.norm, float(_lengths(q).max())) < _LARGE:
+            return nothing
         bound = self._bound(q)
-        lowest = _lowest(floor - (q @ self.mean).numpy(), bound)
+        lowest = _lowest(floor - queries @ self.mean, bound)
         rounded, sample, sieve = q.bfloat16(), list[tuple[_Tile, Tensor, Tensor]](), _Sieve(lowest.copy())
         for number, tile in enumerate(self.tiles):
             scores = torch.ops.mkldnn._linear_pointwise(rounded, tile.weight, None, "none", [], "")
@@ -123,16 +142,17 @@ class _Passages:
                 for one in sample:
                     sieve.take(*one)
                 sample.clear()
+                if 2 * np.count_nonzero(np.isposinf(sieve.needed)) > len(q):  # as all alike are: the rest is spared
+                    return nothing
             else:
                 sieve.take(tile, scores, greatest)
         return sieve.rows(self.k, lowest, bound)
 
     def _bound(self, queries: Tensor) -> np.ndarray:
         """How far a score of ours, before it is rounded to bf16, may be from the fp32 score less q m.  [Q]"""
-        length = torch.linalg.vector_norm(queries, dim=1)
-        rest = torch.linalg.vector_norm(queries - queries.bfloat16(), dim=1)
+        length, rest = _lengths(queries), _lengths(queries - queries.bfloat16())
         sums = (self.dim + 3) * 2.0**-22 * (length + rest) * (self.centred + self.norm)
-        flushed = self.dim * _TINY * (1 + length + self.centred)
+        flushed = self.dim * _FLUSHED * (1 + length + self.centred)
         bound: np.ndarray = (1.001 * (rest * self.centred + (length + rest) * self.rest + sums) + flushed).numpy()
         return bound
 
@@ -142,6 +162,7 @@ class _Passages:
         expected = self.k * share
         greatest = torch.cat([greatest for _, _, greatest in sample], dim=1)
         rank = self.k if share == 1 else min(self.k, int(expected + 4 * expected**0.5) + 4)
+        rank = min(rank, greatest.shape[1])
         return _reaching(greatest.topk(rank, dim=1, sorted=False).values.amin(1).float().numpy(), bound)
 
 
@@ -183,12 +204,13 @@ class _Sieve:
         table[who, place] = score
         kth = -np.partition(-table, k - 1, axis=1)[:, k - 1]
         best = np.maximum(_reaching(kth, bound), lowest)
-        kept = score >= best[who]
+        open_ = best < self.needed  # what did not pass might have been needed
+        kept = (score >= best[who]) & ~open_[who]
         number = np.bincount(who[kept], minlength=len(self.found))
         who, row, _, place = _lists(who[kept], row[kept], score[kept], number)
         rows = np.full((len(number), int(number.max())), NONE, dtype=np.int64)
         rows[who, place] = row
-        return rows, np.flatnonzero(best < self.needed)  # what did not pass might have been needed
+        return rows, np.flatnonzero(open_)
 
 
 def _lists(who: np.ndarray, row: np.ndarray, score: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -211,5 +233,6 @@ def _lowest(score: np.ndarray, bound: np.ndarray) -> np.ndarray:
     return lowest
 
 
-def _longest(vectors: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vectors, dim=1).max())
+def _lengths(vectors: Tensor) -> Tensor:
+    """Norms [N], at least: squares that are too small to be seen are added."""
+    return torch.linalg.vector_norm(vectors, dim=1) + vectors.shape[1] ** 0.5 * _UNSEEN
