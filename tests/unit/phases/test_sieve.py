@@ -221,10 +221,10 @@ def test_a_search_of_few_queries_and_one_of_many_have_the_same_bits(monkeypatch)
     p[1000:1200] = q[:1].mean(axis=0)  # as near as can be to the first, and all alike
     many = build_index(p).search(q, 10)
     assert many[1][0].tolist() == list(range(1000, 1010))
-    for query in (0, 1, 59):
-        one = build_index(p).search(q[query : query + 1], 10)
-        np.testing.assert_array_equal(one[1][0], many[1][query])
-        np.testing.assert_array_equal(one[0][0], many[0][query])
+    for few in (slice(0, 1), slice(0, 40)):  # compared pair by pair by faiss, and by its products
+        found = build_index(p).search(q[few], 10)
+        np.testing.assert_array_equal(found[1], many[1][few])
+        np.testing.assert_array_equal(found[0], many[0][few])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
