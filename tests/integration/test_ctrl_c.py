@@ -135,10 +135,10 @@ def test_encode_goes_on_with_whole_shards(folder: Path, tiny_st: Path, monkeypat
     result = stopped([*encode, folder / "p.npy"], encode_module, "_save", 2)
     assert GOES_ON in result.stderr
     encoded: list[int] = []
-    real: Callable[..., Any] = encode_module.embed_shard
-    monkeypatch.setattr(encode_module, "embed_shard", lambda *args: (encoded.append(args[3]), real(*args))[1])
+    real: Callable[..., Any] = encode_module._embedded
+    monkeypatch.setattr(encode_module, "_embedded", lambda *args: (encoded.append(args[2]), real(*args))[1])
     assert again(result).exit_code == 0
-    assert encoded == [32, 48], "the first two shards are taken up"
+    assert encoded == [48], "what was written is taken up, the shard too that was being written at Ctrl-C"
     assert (folder / "p.npy").read_bytes() == (folder / "whole.npy").read_bytes()
     assert not list(folder.glob(".p.npy*"))
 

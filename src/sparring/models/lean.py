@@ -175,11 +175,10 @@ def forward_of(model: nn.Module) -> str:
         configured = [type(module).__name__ for module in model.modules() if hasattr(module, "config")]
         names = ", ".join(kind.__name__ for kind in ENCODERS)
         return f"the library's forward ({configured[-1] if configured else 'this model'} is none of {names})"
-    on_gpu = any(_device(module) == "cuda" for module in found)
-    reasons = {_obstacle(m) or (packed.obstacle(m, torch.bfloat16) if on_gpu else "") for m in found} - {""}
-    if reasons:
-        return f"the library's forward ({'; '.join(sorted(reasons))})"
-    if on_gpu:
+    reasons = {_obstacle(m) or ("" if _device(m) == "cpu" else packed.obstacle(m, torch.bfloat16)) for m in found}
+    if reasons != {""}:
+        return f"the library's forward ({'; '.join(sorted(reasons - {''}))})"
+    if _device(found[0]) != "cpu":
         return f"packed forward in bf16, without padding ({type(found[0]).__name__} on a GPU); else the library's"
     return f"lean forward, without padding and casts ({type(found[0]).__name__} on a CPU)"
 

@@ -7,7 +7,7 @@ thread each, in order, and never more than one piece ahead or behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -24,8 +24,9 @@ def ahead(
     """For each key in order a function of a budget of tokens that gives ``make(key, tokens)``, or raises what that
     raised. While one is used, the next is being made for the budget as it is then.
 
-    A function's first call takes what was made before, if it was made for this many tokens; otherwise it is made then.
-    ``make`` runs in another thread, for one key at a time. What is still being made at the end is waited for.
+    A function's first call takes what was made before, if it was made for this many tokens; otherwise it is made then,
+    by the caller, perhaps while the other thread makes the next: ``make`` must bear two at once. What is still being
+    made at the end is waited for.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
 
@@ -37,13 +38,16 @@ def ahead(
             begun = begin(0)
             for number, key in enumerate(keys):
                 ready = begun
-                for _, one in ready:
-                    one.exception()  # waits: the next is not begun before
+                wait([one for _, one in ready])  # the next is not begun before
                 begun = begin(number + 1)
 
                 def of(tokens: int, key: Key = key, ready: list[tuple[int, Future[Made]]] = ready) -> Made:
-                    made_for, one = ready.pop() if ready else (0, None)
-                    return one.result() if one is not None and made_for == tokens else make(key, tokens)
+                    if ready:
+                        made_for, one = ready.pop()
+                        if made_for == tokens:
+                            return one.result()
+                        del one  # its memory goes before more is taken
+                    return make(key, tokens)
 
                 yield of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_a_call_that_is_none_of_ours_is_padded(tiny_st: Path, on_this_cpu, monke
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operators that run, and what flash attention was given."""
+    """Names of the operators that run elsewhere than on the CPU, and what flash attention was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +132,8 @@ class Recorder(TorchDispatchMode):
         self.flash: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
+        if not any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in args):
+            self.names.append(str(func))
         if "_flash_attention_forward" in str(func):
             self.flash.append(args)
         return func(*args, **(kwargs or {}))
@@ -139,7 +141,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_torchs_operator_is_called_forward_and_backward_as_it_wants_to_be(kind, request, monkeypatch) -> None:
-    """In bf16 on torch's device without numbers, where shapes and types of every operator are checked as on a GPU."""
+    """In bf16 on torch's device without numbers: the operator's signature, its gradient, and what it is given."""
     monkeypatch.setattr(packed, "_unproven", lambda *_: "")
     monkeypatch.setattr(packed, "_packs", lambda _: True)
     monkeypatch.setattr(lean, "_device", lambda _: "cuda")
@@ -169,7 +171,7 @@ def test_torchs_operator_is_called_forward_and_backward_as_it_wants_to_be(kind, 
         assert dropout == own.config.attention_probs_dropout_prob
     assert sum("_flash_attention_backward" in name for name in seen.names) == layers
     assert all(p.grad is not None for p in encoder.parameters())
-    assert not any("_local_scalar_dense" in name for name in seen.names), "nothing waits for the GPU"
+    assert not any("_local_scalar_dense" in name for name in seen.names), "the encoder does not wait for the GPU"
 
 
 def attend(dtype: torch.dtype = torch.bfloat16) -> str:
@@ -182,6 +184,59 @@ def attend(dtype: torch.dtype = torch.bfloat16) -> str:
 
 def half(query, key, value, starts, longest, dropout, scale):
     return written_out(query.float(), key.float(), value.float(), starts, longest, dropout, scale).to(query.dtype)
+
+
+def nan_slopes(found: torch.Tensor) -> torch.Tensor:
+    if found.requires_grad:
+        found.register_hook(lambda slope: slope * float("nan"))
+    return found
+
+
+class OtherMask(torch.autograd.Function):
+    """Attention whose dropout is drawn anew in the backward."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, *a):
+        ctx.save_for_backward(q, k, v)
+        ctx.a = a
+        return half(q, k, v, *a)
+
+    @staticmethod
+    def backward(ctx, slope):
+        with torch.enable_grad():
+            three = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            return (*torch.autograd.grad(half(*three, *ctx.a), three, slope), *[None] * 4)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_it_is_proven_whatever_the_callers_modes_are(mode, monkeypatch) -> None:
+    seen = []
+    attention = functional.scaled_dot_product_attention
+    monkeypatch.setattr(packed, "flash", half)
+    monkeypatch.setattr(
+        functional, "scaled_dot_product_attention", lambda *a, **k: seen.append(attention(*a, **k)) or seen[-1]
+    )
+    with mode():
+        assert attend() == ""
+    assert {found.dtype for found in seen} == {torch.float32}, "what it is compared with"
+
+
+def test_too_little_memory_says_nothing_about_attention(monkeypatch) -> None:
+    monkeypatch.setattr(packed, "flash", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        attend()
+    monkeypatch.setattr(packed, "flash", half)
+    assert attend() == ""
+
+
+def test_the_log_says_whether_it_is_used(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(packed, "flash", half)
+    with caplog.at_level("INFO", logger="sparring"):
+        attend()
+        monkeypatch.setattr(packed, "flash", None)
+        attend()
+    assert "in bfloat16: used" in caplog.messages[0]
+    assert "flash attention failed" in caplog.messages[1]
 
 
 def test_attention_is_proven_before_it_is_used(monkeypatch) -> None:
@@ -197,14 +252,17 @@ def test_attention_is_proven_before_it_is_used(monkeypatch) -> None:
     [
         (lambda *a: half(*a[:6], 2 * a[6]), "from the padded one"),
         (lambda *a: half(*a[:5], 0.0, a[6]), "inf from"),
-        (lambda q, k, v, s, n, p, c: half(q, k, v, s, n, p, c) * (1 - p), "inf from"),
+        (lambda q, k, v, s, n, p, c: half(q, k, v, s, n, p, c) * (1 - p), "0.05 from"),
         (lambda q, k, v, s, n, p, c: half(q, k.detach(), v, s, n, p, c), "failed"),
         (lambda q, k, v, *a: half(q, k + 0 * v, v.detach() + 0 * v, *a), "from the padded one"),
         (lambda q, *a: half(torch.cat([q[1:], q[:1]]), *a), "from the padded one"),
+        (lambda q, k, v, *a: nan_slopes(half(q, k, v, *a)), "nan from"),
+        (lambda q, k, v, *a: half(q, k, v, *a) if a[2] == 0 else OtherMask.apply(q, k, v, *a), "from the padded one"),
     ],
 )
 def test_what_is_not_attention_is_not_used(wrong, words, monkeypatch) -> None:
-    """Another scale, no dropout, dropout that is not scaled up, no gradient of the keys or values, other rows."""
+    """Another scale, no dropout, dropout that is not scaled up, no gradient of the keys or values, other rows,
+    gradients that are no numbers, another mask backward than forward."""
     monkeypatch.setattr(packed, "flash", wrong)
     assert words in attend()
 
@@ -231,3 +289,5 @@ def test_where_there_is_none_padding_stays_and_the_log_says_why(tiny_st: Path, m
     assert lean.forward_of(model).startswith("packed forward in bf16, without padding (BertEncoder on a GPU)")
     encoder.layer[0].gradient_checkpointing = True
     assert "checkpointing" in packed.obstacle(encoder, torch.bfloat16)
+    monkeypatch.setattr(attention, "config", copy.deepcopy(encoder.config))
+    assert "of their own" in packed.obstacle(encoder, torch.bfloat16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_the_next_is_made_while_one_is_used() -> None:
     with ahead(make, "abc", Budget(8, "a test")) as ready:
         one = next(ready)
         assert made["b"].wait(WAIT), "b is made while a is in use"
-        assert not made["c"].is_set(), "no more than one ahead"
+        assert not made["c"].wait(0.2), "no more than one ahead"
         assert one(8) == "a8"
         assert [next(ready)(8), next(ready)(8)] == ["b8", "c8"]
         with pytest.raises(StopIteration):
@@ -165,8 +166,58 @@ def test_a_shard_that_cannot_be_written_ends_the_encoding(tiny_st: Path, tmp_pat
     assert not (tmp_path / "e.npy").exists()
 
 
-def test_pairs_are_made_ahead_too(tiny_ce: Path, monkeypatch) -> None:
-    """Scores in pieces are those of one piece, also where the budget is halved between."""
+def test_what_was_made_for_another_budget_is_let_go_before_it_is_made_again() -> None:
+    alive: weakref.WeakSet[np.ndarray] = weakref.WeakSet()
+    seen: list[list[tuple[int, int]]] = []
+
+    def make(key: int, tokens: int) -> np.ndarray:
+        seen.append(sorted((int(one[0]), int(one[1])) for one in alive))
+        found = np.array([key, tokens]).view(Held)
+        alive.add(found)
+        return found
+
+    budget = Budget(8, "a test")
+    with ahead(make, [0, 1], budget) as ready:
+        one = next(ready)
+        assert one(8)[1] == 8
+        budget.tokens = 4
+        second = next(ready)
+        assert second(4)[1] == 4
+    assert (1, 8) not in seen[-1]
+
+
+class Held(np.ndarray):
+    """An array that can be referred to weakly and hashed."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return self is other
+
+
+def test_the_next_pairs_are_made_while_some_are_scored(tiny_ce: Path, monkeypatch) -> None:
+    ranker = load_ranker(tiny_ce)
+    store = ranker.tokenize([f"text number {n}" for n in range(9)], None)
+    monkeypatch.setattr(rerank, "_PAIRS", 3)
+    batches, forward, made, order = ranker.batches, ranker.forward, threading.Event(), []
+
+    def making(*args, **kwargs):
+        order.append("made")
+        if len(order) > 1:
+            made.set()
+        return batches(*args, **kwargs)
+
+    def scoring(inputs):
+        assert made.wait(WAIT), "the second piece is made while the first is scored"
+        return forward(inputs)
+
+    monkeypatch.setattr(ranker, "batches", making)
+    monkeypatch.setattr(ranker, "forward", scoring)
+    assert len(score_pairs(ranker, store, store, np.arange(9), np.arange(9))) == 9
+    assert order == ["made"] * 3
+
+
+def test_scores_in_pieces_are_those_of_one_piece_also_after_a_halving(tiny_ce: Path, monkeypatch) -> None:
     ranker = load_ranker(tiny_ce)
     queries = ranker.tokenize([f"query {n}" for n in range(6)], None, "query")
     passages = ranker.tokenize([f"passage number {n} " + "long " * n for n in range(9)], None, "passage")
