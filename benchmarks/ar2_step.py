@@ -52,7 +52,7 @@ def retriever_loss(z: Tensor, s: Tensor) -> Tensor:
 
 def ranker_loss(s: Tensor) -> Tensor:
     r"""$-\frac1B \sum_q \log \mathrm{softmax}(s)_0$; s [B, n]."""
-    return functional.cross_entropy(s, torch.zeros(len(s), dtype=torch.long))
+    return functional.cross_entropy(s, torch.zeros(len(s), dtype=torch.long, device=s.device))
 
 
 class Port:

@@ -72,7 +72,8 @@ def _train(trainer: Any, arguments: Any, model: Any, loss: Any, data: Dataset, *
     with tempfile.TemporaryDirectory() as place, quiet():
         settings = arguments(
             output_dir=place, per_device_train_batch_size=batch, max_steps=steps, learning_rate=lr, bf16=bf16,
-            use_cpu=True, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, seed=0,
+            use_cpu=model.device.type == "cpu", save_strategy="no", logging_strategy="no", report_to="none",
+            disable_tqdm=True, seed=0,
         )  # fmt: skip
         made = trainer(model=model, args=settings, train_dataset=data, loss=loss, callbacks=[clock])
         for callback in (PrinterCallback, ProgressCallback):

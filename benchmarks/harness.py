@@ -46,6 +46,12 @@ class Ratio:
         return {"median": self.median, "min": low, "max": high, "repetitions": len(self.values)}
 
 
+def settle() -> None:
+    """Wait until a GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def interleave(arms: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
     """Seconds of each arm in each repetition; the order of the arms turns round every time. One untimed warm-up.
 
@@ -56,8 +62,10 @@ def interleave(arms: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(repetitions):
         for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
+            settle()
             start = time.perf_counter()
             own = arms[name]()
+            settle()
             seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
     return seconds
 
@@ -67,18 +75,22 @@ class Roofline:
     or by oneDNN's with a weight that is laid out before, whichever is faster."""
 
     SHAPES = ((2048, 384, 1536), (2048, 1536, 384), (1024, 384, 8192), (1536, 1536, 1536))
+    ON_GPU = ((16384, 384, 1536), (8192, 4096, 4096), (16384, 8192, 8192))
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        found = [one for shape in self.SHAPES for one in self._products(shape, dtype)]
+    def __init__(self, dtype: torch.dtype, device: str = "cpu") -> None:
+        shapes = self.SHAPES if device == "cpu" else self.ON_GPU
+        found = [one for shape in shapes for one in self._products(shape, dtype, device)]
         self.flops, self.product = max(found, key=self._rate)
         """Operations of the best product, and the product."""
 
     @staticmethod
-    def _products(shape: tuple[int, int, int], dtype: torch.dtype) -> list[tuple[int, Callable[[], Any]]]:
+    def _products(
+        shape: tuple[int, int, int], dtype: torch.dtype, device: str
+    ) -> list[tuple[int, Callable[[], Any]]]:
         m, k, n = shape
-        left, right = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        left, right = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
         found: list[Callable[[], Any]] = [lambda: functional.linear(left, right)]
-        if has_fused_products(dtype):
+        if device == "cpu" and has_fused_products(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(right, None)
             found.append(lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""))
         return [(2 * m * k * n, product) for product in found]
@@ -86,9 +98,11 @@ class Roofline:
     def run(self, flops: float) -> float:
         """Seconds that so many operations take in products of the best shape; part of a product counts in part."""
         count = max(1, round(flops / self.flops))
+        settle()
         start = time.perf_counter()
         for _ in range(count):
             self.product()
+        settle()
         return (time.perf_counter() - start) * flops / (count * self.flops)
 
     @staticmethod
@@ -96,8 +110,10 @@ class Roofline:
         flops, product = one
         times = []
         for _ in range(5):
+            settle()
             start = time.perf_counter()
             product()
+            settle()
             times.append(time.perf_counter() - start)
         return flops / min(times)
 
@@ -139,6 +155,8 @@ def hardware() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     units = f" with {cpu_bf16_units()}" if cpu_bf16_units() else ""
+    if torch.cuda.is_available():
+        units += f" and {torch.cuda.get_device_name()}"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{model}{units}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}, {platform.system()}"
 

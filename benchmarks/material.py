@@ -49,8 +49,9 @@ class Material:
 
     def retriever(self) -> Retriever:
         """A fresh one, dropout as its configuration says."""
-        return load_retriever(str(self.model), layers=self.options.layers, max_length=self.options.retriever_length,
-                              similarity="cosine")  # fmt: skip
+        o = self.options
+        made = load_retriever(str(self.model), layers=o.layers, max_length=o.retriever_length, similarity="cosine")
+        return made.to(o.device)
 
     def ranker(self) -> Ranker:
         """A fresh one. A new head is drawn with a fixed seed and made larger, so that scores differ from each other."""
@@ -59,13 +60,19 @@ class Material:
         if ranker.new_head:
             with torch.no_grad():
                 ranker.get_submodule("model.0.model.classifier").weight.mul_(20)
-        return ranker
+        return ranker.to(self.options.device)
 
-    def feed(self, retriever: Retriever, ranker: Ranker, budget: int = 2048) -> Feed:
+    @property
+    def budget(self) -> int:
+        """Padded tokens of a forward, ours by default on such a device."""
+        return 2048 if self.options.device == "cpu" else 8192
+
+    def feed(self, retriever: Retriever, ranker: Ranker) -> Feed:
         """Tokens of all texts for both models."""
         return Feed(
             retriever.tokenize(self.queries, "query", None), retriever.tokenize(self.passages, "passage", None),
-            ranker.tokenize(self.queries, None, "query"), ranker.tokenize(self.passages, None), token_budget=budget,
+            ranker.tokenize(self.queries, None, "query"), ranker.tokenize(self.passages, None),
+            token_budget=self.budget,
         )  # fmt: skip
 
     def lists(self, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ class Padded:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """To bf16 where that is the precision. Around a whole step, so that each weight is cast once."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.retriever.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def embed(self, rows: np.ndarray, kind: Kind) -> Tensor:
         """Embeddings in the order of the rows, repeated rows as often as they are there.  -> [N, d] float32"""
@@ -98,7 +98,7 @@ class Ours:
 
     def __init__(self, retriever: Retriever, ranker: Ranker, feed: Feed, precision: str, method: Step, *,
                  clip: float, weight_decay: float = 0.01) -> None:  # fmt: skip
-        accelerator = make_accelerator("cpu")
+        accelerator = make_accelerator(retriever.device.type)
         self.retriever, self.ranker, self.method = retriever, ranker, method
         models: dict[Name, Retriever | Ranker] = {"retriever": retriever, "ranker": ranker}
         self.team: dict[Name, Trainee] = {

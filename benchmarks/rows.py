@@ -21,10 +21,11 @@ from sentence_transformers.util import semantic_search
 import ar2_step
 import baselines
 import joint_step
-from harness import PeakMemory, Ratio, Roofline, interleave, ratio
+from harness import PeakMemory, Ratio, Roofline, interleave, ratio, settle
 from material import Material, without_dropout
 from ports import Batch, Lengths, Side, compare
 from sparring.models import Ranker, Retriever, TokenStore, lean, parallel
+from sparring.models.compiling import compile_layers
 from sparring.models.inputs import input_module
 from sparring.phases import sieve
 from sparring.phases.encode import encode
@@ -83,12 +84,13 @@ def encoding(m: Material) -> list[Row]:
     """Corpus encoding in fp32 and bf16 against SentenceTransformer.encode_document as it is called by default."""
     retriever = m.retriever().eval()
     store, queries = retriever.tokenize(m.passages, "passage", None), retriever.tokenize(m.queries, "query", None)
-    flops, rooflines = forward_flops(retriever, store), {name: Roofline(dtype or torch.float32)
-                                                         for name, dtype in DTYPES.items()}  # fmt: skip
+    flops, rooflines = forward_flops(retriever, store), {
+        name: Roofline(dtype or torch.float32, m.options.device) for name, dtype in DTYPES.items()
+    }  # fmt: skip
 
-    def ours(precision: str, tokenised: bool = True) -> np.ndarray:
-        tokens = store if tokenised else retriever.tokenize(m.passages, "passage", None)
-        return encode(retriever, tokens, "passage", token_budget=2048, dtype=DTYPES[precision])
+    def ours(precision: str, tokenised: bool = True, model: Retriever = retriever) -> np.ndarray:
+        tokens = store if tokenised else model.tokenize(m.passages, "passage", None)
+        return encode(model, tokens, "passage", token_budget=m.budget, dtype=DTYPES[precision])
 
     settings = {"show_progress_bar": False, "normalize_embeddings": True}
     theirs = partial(retriever.model.encode_document, m.passages, **settings)
@@ -105,15 +107,22 @@ def encoding(m: Material) -> list[Row]:
 
     plain = partial(without, lean, "_pays", lambda _: False)
     in_turn = partial(without, parallel, "MOST", 1)
+    on_cpu = m.options.device == "cpu"
     arms: dict[str, Callable[[], Any]] = {
-        **{f"ours, {p}, torch's products": partial(plain, p) for p in DTYPES},
-        **{f"ours, {p}, chunks in turn": partial(in_turn, p) for p in DTYPES},
+        **({f"ours, {p}, torch's products": partial(plain, p) for p in DTYPES} if on_cpu else {}),
+        **({f"ours, {p}, chunks in turn": partial(in_turn, p) for p in DTYPES} if on_cpu else {}),
         "ours, fp32": partial(ours, "fp32"), "ours, fp32, tokenising too": partial(ours, "fp32", False),
         "ours, bf16": partial(ours, "bf16"), "ours, bf16, tokenising too": partial(ours, "bf16", False),
         "sentence-transformers": theirs,
         "sentence-transformers, bf16 weights": partial(cast.encode_document, m.passages, **settings),
         "peak, fp32": partial(rooflines["fp32"].run, flops), "peak, bf16": partial(rooflines["bf16"].run, flops),
     }  # fmt: skip
+    compiled = ""
+    if not on_cpu:
+        faster = copy.deepcopy(retriever)
+        compile_layers(faster)
+        compiled = f"{_seconds(lambda: ours('bf16', model=faster)):.0f} s for the first time"
+        arms["ours, bf16, compiled"] = partial(ours, "bf16", model=faster)
     with PeakMemory() as memory:
         s = interleave(arms, m.options.repetitions)
     gib, other = memory.bytes / 2**30, "sentence-transformers"
@@ -121,10 +130,11 @@ def encoding(m: Material) -> list[Row]:
     for precision, goal in (("fp32", 1.3), ("bf16", 2.5)):
         mine_, tokenising = f"ours, {precision}", f"ours, {precision}, tokenising too"
         note = f"tokenising too: {ratio(s, other, tokenising)}; ours against ours "
-        ways = "torch's products", "chunks in turn"
+        ways = ("torch's products", "chunks in turn") if on_cpu else ()
         note += ", ".join(f"with {way} {ratio(s, f'{mine_}, {way}', mine_)}" for way in ways)
         if precision == "bf16":
             note += f", in fp32 {ratio(s, 'ours, fp32', mine_)}"
+            note += f", compiled {ratio(s, 'ours, bf16, compiled', mine_)} ({compiled})" if compiled else ""
         if precision == "bf16":
             note += f"; against bf16 weights: {ratio(s, 'sentence-transformers, bf16 weights', mine_)}"
         rows.append(Row(
@@ -190,7 +200,8 @@ def mining(m: Material) -> list[Row]:
 
 def team(models: Mapping[Any, Any], updates: int) -> dict[Any, Any]:
     """Our optimisers and schedules, as the trainers of sentence-transformers set theirs."""
-    accelerator = Accelerator(cpu=True)  # with the precision that the other arm's trainer has set for this process
+    on_cpu = all(model.device.type == "cpu" for model in models.values())
+    accelerator = Accelerator(cpu=on_cpu)  # with the precision that the other arm's trainer has set for this process
     return {
         name: make_trainee(model, accelerator, lr=LR, updates=updates, warmup=0.0, weight_decay=0.0, clip=1.0)
         for name, model in models.items()
@@ -253,7 +264,7 @@ def _ranker_gradients(base: Ranker, feed: Feed, lists: Any, data: Any, batch: in
     terms, _ = ranker_step().function(part, Scorer(members, feed, ("ranker",)))
     terms.total.backward()
     rows = data[:batch]
-    labels = [torch.tensor(label) for label in rows["labels"]]
+    labels = [torch.tensor(label, device=theirs.device) for label in rows["labels"]]
     loss = baselines.ListNetLoss(theirs)([rows["query"], rows["docs"]], labels)
     loss.backward()
     own, other = (torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
@@ -319,8 +330,8 @@ def _against_port(what: str, ours: Side, port: Side, batch: Batch, precision: st
 
 def pools(retriever: Retriever, m: Material, feed: Feed, dtype: torch.dtype | None, depth: int) -> Any:
     """Our refresh: encode passages and queries, index, mine."""
-    corpus = encode(retriever, feed.retriever_passages, "passage", token_budget=2048, dtype=dtype)
-    asked = encode(retriever, feed.retriever_queries, "query", token_budget=2048, dtype=dtype)
+    corpus = encode(retriever, feed.retriever_passages, "passage", token_budget=m.budget, dtype=dtype)
+    asked = encode(retriever, feed.retriever_queries, "query", token_budget=m.budget, dtype=dtype)
     positives = {row: [int(passage)] for row, passage in enumerate(m.labelled)}
     groups = np.arange(len(m.passages))
     return mine(asked, np.arange(len(asked)), positives, build_index(corpus), groups, depth=depth + 1,
@@ -388,14 +399,14 @@ def ar2_round(m: Material) -> list[Row]:
         settings: dict[str, Any] = {"batch": o.batch, "steps": steps, "lr": LR, "bf16": bf16}
 
         def taught() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(o.device, torch.bfloat16, enabled=bf16):
                 scores = one.predict(pairs, activation_fn=torch.nn.Identity()).reshape(len(queries), -1)
             columns = {f"passage_{i}": [row[i] for row in texts] for i in range(o.list_size)}
             data = baselines.Dataset.from_dict({"query": queries, **columns, "label": scores.tolist()})
             baselines.train_retriever(two, data, scale=retriever.scale, **settings)
 
         def refreshed() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(o.device, torch.bfloat16, enabled=bf16):
                 baselines.mine(two, m.queries, positives, m.passages, depth)
 
         data = baselines.ranker_lists(queries, texts)
@@ -452,8 +463,10 @@ def memory(m: Material) -> list[Row]:
 
 
 def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
+    settle()
     start = time.perf_counter()
     run(*arguments)
+    settle()
     return time.perf_counter() - start
 
 

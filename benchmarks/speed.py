@@ -3,6 +3,7 @@
     python benchmarks/speed.py                       # `make bench`; about half an hour on two free cores
     python benchmarks/speed.py --quick               # the same on a toy: whether it runs, not how fast
     python benchmarks/speed.py --rows encoding mining --out runs/speed
+    python benchmarks/speed.py --device cuda --passages 18000 --steps 20    # the same rows on a GPU
 
 Each row runs in a process of its own and writes OUT/NAME.json; OUT/table.md is made of all that are there.
 """
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", nargs="+", choices=NAMES, default=list(NAMES))
     made.add_argument("--out", type=Path, default=Path("runs/speed"))
     made.add_argument("--quick", action="store_true", help="toy sizes, a random encoder, no network")
+    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of models; search stays on the CPU")
     made.add_argument("--row", choices=NAMES, help=argparse.SUPPRESS)
     for name, value, text in (
         ("repetitions", 5, "timed repetitions of every arm (a round: two fewer)"),

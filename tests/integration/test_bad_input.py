@@ -110,6 +110,13 @@ def test_wrong_key_gets_a_suggestion(toy: Path, tiny_st: Path, tiny_bert: Path, 
     assert "'rounds'" in message, "both problems at once"
 
 
+def test_compiling_without_a_gpu(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    message = train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "run.compile=true")
+    assert "compiling is for GPUs" in message
+    assert "run.compile" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_value_and_broken_file(toy: Path, tiny_st: Path, tiny_bert: Path, tmp_path: Path) -> None:
     assert "expected int" in train(toy, tiny_st, tiny_bert, tmp_path / "run", "--set", "duet.rounds=many")
     (tmp_path / "c.toml").write_text("[duet\nrounds = 1\n")

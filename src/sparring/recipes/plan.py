@@ -236,6 +236,8 @@ def plan(
         notes.append("refreshes are priced as whole ones: what a focused one saves is known once the retriever moves")
     if run.index.startswith("milvus:"):
         notes.append("search is priced as exact search in this process: a server's speed is not measured")
+    if run.compile:
+        notes.append("what run.compile takes and saves is not measured")
     scales = tuple(scaling.scaled(rates, count, workers) for count in passages)
     if run.index == "faiss" and any(scale.kind != "exact" for scale in scales):
         notes.append("corpus work with another index than exact (run.index = faiss, by size) is priced as exact search")

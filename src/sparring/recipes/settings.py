@@ -57,6 +57,9 @@ class RunConfig:
     shard_ranker: bool = False
     """Spread the ranker's weights, gradients and optimiser over the processes (FSDP2); the retriever stays one replica
     a process. For rankers whose training does not fit one device (docs/scale.md)."""
+    compile: bool = False
+    """GPUs only: compile the layers of encoders of BERT's kind (torch.compile, which needs Triton). Not measured yet;
+    the first updates wait for it. A ranker that is spread (`shard_ranker`) is not compiled."""
     index: str = "exact"
     """Where mining and evaluation search. exact, hnsw, ivf: this kind of faiss index, in memory; faiss: exact up to a
     size and approximate above it, by a rule that the log prints (docs/scale.md); milvus:URI: a Milvus server

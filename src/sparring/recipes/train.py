@@ -32,6 +32,7 @@ from sparring.distributed import (
 from sparring.files import Lock, explained
 from sparring.log import Metrics, read_metrics
 from sparring.models import Ranker, Retriever, load_ranker, load_retriever
+from sparring.models.compiling import compile_layers
 from sparring.models.lean import forward_of
 from sparring.models.memory import enough_memory
 from sparring.models.sharding import outline, shard
@@ -270,10 +271,14 @@ def place_models(
     """Both models to this process's device; the ranker in parts where that is asked for, then also its outline."""
     retriever, ranker = pair
     retriever.to(accelerator.device)
+    if settings.compile:
+        compile_layers(retriever)
     if not settings.shard_ranker or processes() == 1:
         if settings.shard_ranker:
             logger.info("shard_ranker: there is one process, which holds the whole ranker")
         ranker.to(accelerator.device)
+        if settings.compile:
+            compile_layers(ranker)
         return None
     outlined = outline(ranker)
     shard(ranker, accelerator.device)
@@ -375,6 +380,11 @@ def require_pools(objects: Mapping[str, Any], passages: int) -> None:
 def choose_hardware(settings: RunConfig) -> tuple[Choice, Choice, Choice]:
     """Device, precision and threads, each with its reason in the log."""
     device = choose_device()
+    if settings.compile and device.value != "cuda":
+        raise InputError(
+            "compiling is for GPUs", where="run.compile", expected="false", got=f"true on {device.value}",
+            fix="leave it out: on a CPU it gains nothing over the forward that encoders have there",
+        )  # fmt: skip
     choices = device, choose_precision(settings.precision, device.value), choose_threads(settings.threads)
     for choice in choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
