@@ -46,7 +46,16 @@ class Ratio:
         return {"median": self.median, "min": low, "max": high, "repetitions": len(self.values)}
 
 
-def settle() -> None:
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call takes, a GPU's work included, and what it returns."""
+    _settle()
+    start = time.perf_counter()
+    found = run()
+    _settle()
+    return time.perf_counter() - start, found
+
+
+def _settle() -> None:
     """Wait until a GPU, where there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -62,11 +71,8 @@ def interleave(arms: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(repetitions):
         for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
-            settle()
-            start = time.perf_counter()
-            own = arms[name]()
-            settle()
-            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
+            taken, own = timed(arms[name])
+            seconds[name].append(own if isinstance(own, float) else taken)
     return seconds
 
 
@@ -98,24 +104,17 @@ class Roofline:
     def run(self, flops: float) -> float:
         """Seconds that so many operations take in products of the best shape; part of a product counts in part."""
         count = max(1, round(flops / self.flops))
-        settle()
-        start = time.perf_counter()
-        for _ in range(count):
-            self.product()
-        settle()
-        return (time.perf_counter() - start) * flops / (count * self.flops)
+
+        def products() -> None:
+            for _ in range(count):
+                self.product()
+
+        return timed(products)[0] * flops / (count * self.flops)
 
     @staticmethod
     def _rate(one: tuple[int, Callable[[], Any]]) -> float:
         flops, product = one
-        times = []
-        for _ in range(5):
-            settle()
-            start = time.perf_counter()
-            product()
-            settle()
-            times.append(time.perf_counter() - start)
-        return flops / min(times)
+        return flops / min(timed(product)[0] for _ in range(5))
 
 
 class PeakMemory:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from sentence_transformers.util import semantic_search
 import ar2_step
 import baselines
 import joint_step
-from harness import PeakMemory, Ratio, Roofline, interleave, ratio, settle
+from harness import PeakMemory, Ratio, Roofline, interleave, ratio, timed
 from material import Material, without_dropout
 from ports import Batch, Lengths, Side, compare
 from sparring.models import Ranker, Retriever, TokenStore, lean, parallel
@@ -135,7 +134,6 @@ def encoding(m: Material) -> list[Row]:
         if precision == "bf16":
             note += f", in fp32 {ratio(s, 'ours, fp32', mine_)}"
             note += f", compiled {ratio(s, 'ours, bf16, compiled', mine_)} ({compiled})" if compiled else ""
-        if precision == "bf16":
             note += f"; against bf16 weights: {ratio(s, 'sentence-transformers, bf16 weights', mine_)}"
         rows.append(Row(
             f"corpus encoding, {precision}", f"{other} encode, fp32",
@@ -463,11 +461,7 @@ def memory(m: Material) -> list[Row]:
 
 
 def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
-    settle()
-    start = time.perf_counter()
-    run(*arguments)
-    settle()
-    return time.perf_counter() - start
+    return timed(partial(run, *arguments))[0]
 
 
 def _encoded(retriever: Retriever, store: TokenStore, place: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from sparring.models.lean import ENCODERS
+from sparring.models.lean import encoders
 
 logger = logging.getLogger("sparring")
 
@@ -27,8 +27,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
 
     Returns: how many layers.
     """
-    encoders: list[Any] = [module for module in model.modules() if type(module) in ENCODERS]
-    layers = [layer for encoder in encoders for layer in encoder.layer]
+    layers = [layer for encoder in encoders(model) for layer in encoder.layer]
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
     logger.info("%s: %d layers are compiled at their first use", type(model).__name__.lower(), len(layers))

@@ -109,15 +109,14 @@ def lean_encoders(model: nn.Module, *, fuse: bool = True) -> Iterator[int]:
 
     Yields: how many encoders were replaced.
     """
-    found: list[Any] = [module for module in model.modules() if type(module) in ENCODERS and not _obstacle(module)]
     replaced = []
-    for encoder in found:
+    for encoder in filter(is_plain, encoders(model)):
         if _device(encoder) == "cpu":
             encoder.forward = partial(_forward, _layers(encoder, fuse))
         elif packed.obstacle(encoder, _dtype(encoder)):
             continue
         else:
-            encoder.forward = packed.packed_forward(encoder)
+            encoder.forward = packed.Packed(encoder)
         replaced.append(encoder)
     try:
         yield len(replaced)
@@ -128,7 +127,7 @@ def lean_encoders(model: nn.Module, *, fuse: bool = True) -> Iterator[int]:
 
 def is_lean(model: nn.Module) -> bool:
     """Whether every encoder of a model has the forward of this file at the moment, and there is one."""
-    found = [vars(module).get("forward") for module in model.modules() if type(module) in ENCODERS]
+    found = [vars(module).get("forward") for module in encoders(model)]
     return bool(found) and all(isinstance(forward, partial) and forward.func is _forward for forward in found)
 
 
@@ -148,7 +147,7 @@ def cut(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     def of(product: Product) -> Product:
         return replace(product, weight=alias(product.weight), bias=alias(product.bias))
 
-    found: list[Any] = [m for m in model.modules() if type(m) in ENCODERS and "forward" in vars(m)]
+    found = [module for module in encoders(model) if "forward" in vars(module)]
     before = [module.forward for module in found]
     for module in found:
         layers = [
@@ -163,14 +162,19 @@ def cut(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
             module.forward = forward
 
 
+def encoders(model: nn.Module) -> list[Any]:
+    """The encoders of a model that are of one of these kinds."""
+    return [module for module in model.modules() if type(module) in ENCODERS]
+
+
 def is_plain(module: nn.Module) -> bool:
-    """Whether this is an encoder whose layers do here what they do in their library, on a CPU."""
-    return type(module) in ENCODERS and not _obstacle(module) and _device(module) == "cpu"
+    """Whether this is an encoder whose layers do here what they do in their library, on a CPU or a GPU."""
+    return type(module) in ENCODERS and not _obstacle(module)
 
 
 def forward_of(model: nn.Module) -> str:
     """Which forward the encoders of a model get, and why it is the library's where it is: a line for the log."""
-    found = [module for module in model.modules() if type(module) in ENCODERS]
+    found = encoders(model)
     if not found:
         configured = [type(module).__name__ for module in model.modules() if hasattr(module, "config")]
         names = ", ".join(kind.__name__ for kind in ENCODERS)

@@ -72,11 +72,6 @@ def _packs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def packed_forward(module: Any) -> Callable[..., Any]:
-    """What replaces the forward of an encoder: the same one, on packed hidden states."""
-    return _Packed(module, module.forward)
-
-
 def obstacle(module: Any, dtype: torch.dtype) -> str:
     """Why an encoder on a GPU is not packed in this compute precision; "" where it is."""
     device, attention = next(module.parameters()).device, module.layer[0].attention.self
@@ -91,16 +86,11 @@ def obstacle(module: Any, dtype: torch.dtype) -> str:
     return _unproven(device, dtype, attention.num_attention_heads, attention.attention_head_size)
 
 
-class _Packed:
-    """An encoder's forward without padding.
+class Packed:
+    """What replaces the forward of an encoder: the same one, on packed hidden states."""
 
-    Args:
-        module: the encoder.
-        forward: its own forward.
-    """
-
-    def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
-        self.module, self.forward = module, forward
+    def __init__(self, module: Any) -> None:
+        self.module, self.forward = module, module.forward
 
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **options: Any
@@ -221,8 +211,8 @@ def _apart(device: torch.device, dtype: torch.dtype, heads: int, dim: int) -> fl
         found = attended(*given)
         return [x.detach().float() for x in (found, *torch.autograd.grad(found, given, slope.to(found.dtype)))]
 
-    def packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return flash(query, key, value, starts, max(lengths), 0.0, scale)
+    def packed(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        return flash(query, key, value, starts, max(lengths), dropout, scale)
 
     def padded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = []
@@ -235,12 +225,12 @@ def _apart(device: torch.device, dtype: torch.dtype, heads: int, dim: int) -> fl
     apart = [(a - b).abs().max() / b.abs().max() for a, b in zip(own, right, strict=True)]
 
     query, key, value = (x.detach().clone().requires_grad_() for x in inputs)
-    dropped = flash(query, key, value, starts, max(lengths), 0.5, scale)
+    dropped = packed(query, key, value, 0.5)
     slopes = torch.autograd.grad(dropped, (query, key, value), dropped.detach())
     length = dropped.detach().double().square().sum()
     apart.append((length - (value.detach().double() * slopes[2].double()).sum()).abs() / length)
     apart += [x.float().abs().max() * 0 for x in slopes]  # nan, or infinity, if that is in them
-    ones = flash(query.detach(), key.detach(), torch.ones_like(slopes[2]), starts, max(lengths), 0.5, scale).float()
+    ones = packed(query.detach(), key.detach(), torch.ones_like(slopes[2]), 0.5).float()
     apart.append((ones.mean() - 1).abs() / 10)
     apart.append(torch.where(ones.std() > 0, 0.0, torch.inf))  # it drops something
     return float(torch.stack([x.cpu().double() for x in apart]).max())

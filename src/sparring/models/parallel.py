@@ -154,9 +154,14 @@ def side_by_side(
 
 
 def _abreast(model: nn.Module, chunks: int, most: int) -> int:
-    """How many chunks at a time: a divisor of torch's threads, so that all of these have work."""
+    """How many chunks of this model at a time."""
     if chunks < 2 or not is_lean(model) or not _is_librarys(model):
         return 1
+    return at_a_time(chunks, most)
+
+
+def at_a_time(chunks: int, most: int) -> int:
+    """How many of the chunks side by side: a divisor of torch's threads, so that all of these have work."""
     threads = torch.get_num_threads()
     return max(number for number in range(1, most + 1) if threads % number == 0 and number <= chunks)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sparring.models.lean import has_fused_products
-from sparring.models.parallel import side_by_side
+from sparring.models.parallel import at_a_time, side_by_side
 
 QUERIES, PASSAGES, DIM = 512, 1 << 15, 128
 """The least of each with which `pays` says yes."""
@@ -70,8 +70,7 @@ def candidates(
     """
     size = min(_QUERIES, -(-len(queries) // torch.get_num_threads()))
     parts = [slice(start, start + size) for start in range(0, len(queries), size)]
-    abreast = max(n for n in range(1, _ABREAST + 1) if torch.get_num_threads() % n == 0 and n <= len(parts))
-    passing = _Passages(passages, k, size)
+    abreast, passing = at_a_time(len(parts), _ABREAST), _Passages(passages, k, size)
     with closing(side_by_side(lambda part: passing.of(queries[part], floor[part]), parts, abreast)) as found:
         for part, (rows, open_) in zip(parts, found, strict=True):
             yield part, rows, open_
